@@ -1,0 +1,12 @@
+"""The environment in which notebooks give the same outputs everywhere."""
+
+KERNEL_ENV = {
+    # no temporary path and no process id in warnings and tracebacks
+    "IPYKERNEL_CELL_NAME": "<cell>",
+    # the order of floating-point sums
+    "OMP_NUM_THREADS": "1",
+    # the order of sets
+    "PYTHONHASHSEED": "0",
+    # progress bars print rates
+    "TQDM_DISABLE": "1",
+}
