@@ -1,0 +1,78 @@
+"""Execute notebooks in place so that a second run changes no byte."""
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+try:
+    from book.environment import KERNEL_ENV
+    from book.nbtext import NOTEBOOK_METADATA
+except ModuleNotFoundError:  # run as a file, not with -m
+    from environment import KERNEL_ENV
+    from nbtext import NOTEBOOK_METADATA
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Drop everything that an earlier run or an editor left behind."""
+    notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    for cell in notebook.cells:
+        for key in ("execution", "jupyter", "collapsed", "trusted"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
+def run(path: Path, timeout: int) -> float:
+    """Execute one notebook and write it back only if every cell ran."""
+    start = time.perf_counter()
+    notebook = nbformat.read(path, as_version=4)
+    clean(notebook)
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(path.parent)}},
+        extra_arguments=["--IPKernelApp.log_level=40"],
+    )
+    client.execute(env={**os.environ, **KERNEL_ENV})
+    # the kernel's own answer names the Python version; widget ids are random
+    notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Run all notebooks that were named and report the ones that failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--timeout", type=int, default=180, help="s per cell")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    failed = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = [
+            (path, pool.submit(partial(run, path, args.timeout)))
+            for path in args.paths
+        ]
+        for path, future in runs:
+            try:
+                print(f"{future.result():6.1f} s  {path}", flush=True)
+            except CellExecutionError as error:
+                failed += 1
+                print(f"failed    {path}\n{error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
