@@ -1,0 +1,1 @@
+"""Counting, tracing and drawing: what the chapters say about the models."""

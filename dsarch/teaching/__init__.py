@@ -1,0 +1,1 @@
+"""What the book adds to the package: explorers, exercises and checks."""
