@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from dsarch import released
 
@@ -114,12 +114,12 @@ class Config:
         """Whether ``layer`` has one plain MLP instead of experts."""
         return layer < self.first_k_dense_replace
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> "Config":
         """A copy with some fields changed, checked again."""
         return replace(self, **changes)
 
     @classmethod
-    def from_hf(cls, source: str | Path | Mapping[str, Any]) -> Self:
+    def from_hf(cls, source: str | Path | Mapping[str, Any]) -> "Config":
         """Read a released config.json: its path, its folder or its content.
 
         Raises ``ValueError`` for another architecture, for a rotation layout
@@ -128,22 +128,22 @@ class Config:
         return cls(**_from_hf(_read(source)))
 
     @classmethod
-    def v2_lite(cls) -> Self:
+    def v2_lite(cls) -> "Config":
         """DeepSeek-V2-Lite, 15.7B (V2 report, appendix B)."""
         return cls.from_hf(released.V2_LITE)
 
     @classmethod
-    def v2(cls) -> Self:
+    def v2(cls) -> "Config":
         """DeepSeek-V2, 236B (V2 report, section 3.1.2)."""
         return cls.from_hf(released.V2)
 
     @classmethod
-    def v3(cls) -> Self:
+    def v3(cls) -> "Config":
         """DeepSeek-V3, 671B (V3 report, section 4.2); also R1 and V3.1."""
         return cls.from_hf(released.V3)
 
     @classmethod
-    def v3_2(cls) -> Self:
+    def v3_2(cls) -> "Config":
         """DeepSeek-V3.2: V3 and an indexer in every layer."""
         return cls.from_hf(released.V3_2)
 
@@ -234,15 +234,13 @@ def _from_hf(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"model_type {kind!r} is none of {MODEL_TYPES}")
     if not values.get("rope_interleave", True):
         raise ValueError("rope_interleave=False is another model")
-    known = {field.name for field in fields(Config)}
-    kept = {k: v for k, v in values.items() if k in known and v is not None}
+    kept = _known(Config, values)
     implied = _V2_ROUTER if kind == "deepseek_v2" else _V3_ROUTER
     if kind != "deepseek_v32":
         kept.pop("index_topk", None)
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    kept["rope_theta"] = values.get(
-        "rope_theta", rope.get("rope_theta", 10000.0)
-    )
+    theta = values.get("rope_theta", rope.get("rope_theta", 10000.0))
+    kept["rope_theta"] = float(theta)
     kept["rope_scaling"] = _yarn(rope)
     kept["q_lora_rank"] = values.get("q_lora_rank") or None
     return implied | kept
@@ -254,10 +252,17 @@ def _yarn(rope: Mapping[str, Any]) -> Yarn | None:
         return None
     if kind != "yarn":
         raise ValueError(f"rope scaling {kind!r} is neither yarn nor default")
-    names = {field.name for field in fields(Yarn)}
-    # A missing mscale_all_dim means no softmax factor, as in the demo code.
-    kept = {"mscale": 1.0, "mscale_all_dim": 0.0}
-    return Yarn(**kept | {k: v for k, v in rope.items() if k in names})
+    # A missing mscale_all_dim means no softmax factor, as in transformers.
+    return Yarn(**{"mscale_all_dim": 0.0} | _known(Yarn, rope))
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are fields of ``kind``, whole numbers made float."""
+    kept = {}
+    for field in fields(kind):
+        if (value := values.get(field.name)) is not None:
+            kept[field.name] = float(value) if field.type is float else value
+    return kept
 
 
 # What a config.json leaves out because its model type implies it.

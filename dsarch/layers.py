@@ -59,18 +59,37 @@ def causal_mask(
 
 
 def masked_softmax(
-    score: Float[Tensor, "b h t s"], mask: Bool[Tensor, "b t s"]
-) -> Float[Tensor, "b h t s"]:
-    """Softmax over the visible keys, in fp32 or wider, cast back once."""
-    wide = widen(score).masked_fill(~mask[:, None], -math.inf)
+    score: Float[Tensor, "b *h t s"], mask: Bool[Tensor, "b t s"]
+) -> Float[Tensor, "b *h t s"]:
+    """Softmax over the visible keys, in fp32 or wider, cast back once.
+
+    Every query must see at least one key, as a causal mask grants.
+    """
+    mask = mask.unflatten(0, (-1, *[1] * (score.ndim - 3)))
+    wide = widen(score).masked_fill(~mask, -math.inf)
     return wide.softmax(-1).type_as(score)
 
 
-def initialise(module: nn.Module, std: float, generator=None) -> None:
+def expect(name: str, x: Tensor, *sizes: int | None) -> None:
+    """Raise ``ValueError`` unless ``x`` has these sizes; None fits any."""
+    fits = x.ndim == len(sizes) and all(
+        want in (None, found)
+        for want, found in zip(sizes, x.shape, strict=True)
+    )
+    if not fits:
+        want = ["any" if size is None else str(size) for size in sizes]
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected ({', '.join(want)})"
+        )
+
+
+def initialise(
+    module: nn.Module, std: float, generator: torch.Generator | None = None
+) -> None:
     r"""Draw every matrix from $\mathcal N(0, \mathrm{std}^2)$, norms to one.
 
     The generator makes the draw repeatable; buffers are left alone.
     """
     for weight in module.parameters():
         if weight.ndim > 1:
-            nn.init.normal_(weight, 0.0, std, generator)
+            nn.init.normal_(weight, 0.0, std, generator=generator)
