@@ -12,12 +12,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-try:
-    from book.environment import KERNEL_ENV
-    from book.nbtext import NOTEBOOK_METADATA
-except ModuleNotFoundError:  # run as a file, not with -m
-    from environment import KERNEL_ENV
-    from nbtext import NOTEBOOK_METADATA
+from book.environment import KERNEL_ENV
+from book.nbtext import NOTEBOOK_METADATA
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:

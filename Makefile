@@ -1,0 +1,68 @@
+# The commands of the book. On a bare machine with Python 3.11 or newer the
+# first one makes an environment in .venv; Node comes as a Python package.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN := $(BIN)/python
+CHAPTERS = $(wildcard chapters/*.ipynb proofs.ipynb)
+
+.PHONY: help book test lint lab notebooks site site-test screenshot rust \
+	golden mutants bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first and alone, so that a build of it that is there already is kept
+$(READY): requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, found $$($(PYTHON) -V)."; \
+	    echo "Name another one: make PYTHON=python3.12"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -c constraints.txt \
+	  "$$(grep '^torch==' requirements.txt)"
+	$(RUN) -m pip install -q -r requirements.txt
+	$(RUN) -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+book: $(READY)  ## build the site from the stored outputs
+	@$(RUN) -m book.build
+	@echo "Open file://$(CURDIR)/_build/html/index.html in a browser."
+
+test: $(READY)  ## everything that is checked; see the summary at its end
+	@$(RUN) -m book.check
+
+lint: $(READY)  ## style and types
+	@$(RUN) -m book.check lint types
+
+lab: $(READY)  ## open the chapters in JupyterLab
+	$(if $(CHAPTERS),$(BIN)/jupyter trust $(CHAPTERS))
+	$(BIN)/jupyter lab --LabApp.news_url=None chapters
+
+notebooks: $(READY)  ## run all chapters in place; a second run changes nothing
+	$(RUN) -m book.run_notebooks $(CHAPTERS)
+
+site: $(READY)  ## build the site from nothing; every warning is an error
+	@$(RUN) -m book.build --strict
+
+site-test: site  ## the built site in a browser
+	@$(RUN) -m book.check site-tests
+
+screenshot: site  ## the picture of the README
+	$(RUN) -m book.screenshot
+
+rust:  ## the tests of the Rust twins
+	cd rust && cargo test --offline --locked
+
+golden: $(READY)  ## write the vectors that Python and Rust must both reproduce
+	$(RUN) -m tests.golden.write
+
+mutants: $(READY)  ## plant the catalogue of mistakes; each must be caught
+	$(RUN) -m tests.mutations
+
+bench: $(READY)  ## speed side by side with peers
+	$(RUN) -m benchmarks
+
+clean:  ## remove what the commands made, except the environment
+	rm -rf _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache

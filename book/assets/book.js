@@ -1,0 +1,26 @@
+// Repairs of the theme's markup for assistive technology; the tests run axe.
+document.addEventListener("DOMContentLoaded", () => {
+  const all = (query, repair) =>
+    document.querySelectorAll(query).forEach(repair);
+  all(".search-button-field, details > summary[aria-label]", (element) =>
+    element.removeAttribute("aria-label"));
+  all(".theme-switch-button .theme-switch", (element) => {
+    element.removeAttribute("title");
+    element.setAttribute("aria-hidden", "true");
+  });
+  all(".bd-sidebar-primary", (element) => {
+    element.setAttribute("role", "region");
+    element.setAttribute("aria-label", "Book navigation");
+  });
+  all(".citation-list[role=list], [role=doc-biblioentry]", (element) =>
+    element.removeAttribute("role"));
+  // what scrolls must be reachable with the keyboard, what does not, need not
+  all("div.math[tabindex]", (element) => {
+    if (element.scrollWidth <= element.clientWidth)
+      element.removeAttribute("tabindex");
+  });
+  all(".cell_output pre, .pst-scrollable-table-container", (element) => {
+    if (element.scrollWidth > element.clientWidth)
+      element.setAttribute("tabindex", "0");
+  });
+});
