@@ -1,6 +1,7 @@
 """Build the site from the stored outputs of the notebooks."""
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ def main() -> int:
     done = subprocess.run(
         command(strict),
         cwd=contents.ROOT,
+        env={**os.environ, "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,

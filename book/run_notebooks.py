@@ -15,6 +15,8 @@ from nbclient.exceptions import CellExecutionError
 from book.environment import KERNEL_ENV
 from book.nbtext import NOTEBOOK_METADATA
 
+MEASURED = "nbval-ignore-output"
+
 
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Drop everything that an earlier run or an editor left behind."""
@@ -26,10 +28,23 @@ def clean(notebook: nbformat.NotebookNode) -> None:
             cell.outputs, cell.execution_count = [], None
 
 
-def run(path: Path, timeout: int) -> float:
-    """Execute one notebook and write it back only if every cell ran."""
+def measured(notebook: nbformat.NotebookNode) -> dict[int, list]:
+    """The outputs of cells that hold times: they never repeat exactly."""
+    return {
+        index: cell.outputs
+        for index, cell in enumerate(notebook.cells)
+        if MEASURED in cell.metadata.get("tags", []) and cell.get("outputs")
+    }
+
+
+def run(path: Path, timeout: int, measure: bool = False) -> float:
+    """Execute one notebook and write it back only if every cell ran.
+
+    Measured outputs stay as they are unless ``measure`` asks for new ones.
+    """
     start = time.perf_counter()
     notebook = nbformat.read(path, as_version=4)
+    kept = {} if measure else measured(notebook)
     clean(notebook)
     client = NotebookClient(
         notebook,
@@ -41,6 +56,8 @@ def run(path: Path, timeout: int) -> float:
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
     client.execute(env={**os.environ, **KERNEL_ENV})
+    for index, outputs in kept.items():
+        notebook.cells[index].outputs = outputs
     # the kernel's own answer names the Python version; widget ids are random
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     nbformat.validate(notebook)
@@ -54,11 +71,14 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--timeout", type=int, default=180, help="s per cell")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--measure", action="store_true", help=f"renew {MEASURED} cells too"
+    )
     args = parser.parse_args()
     failed = 0
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [
-            (path, pool.submit(partial(run, path, args.timeout)))
+            (path, pool.submit(partial(run, path, args.timeout, args.measure)))
             for path in args.paths
         ]
         for path, future in runs:
