@@ -1,0 +1,1 @@
+"""Training: data with a known floor, optimizers, schedules, one trainer."""
