@@ -120,14 +120,8 @@ def fp8_gemm(
     the inner widths agree and no scale changes inside a chunk.
     """
     z, width = a.values.shape
-    if b.values.size(1) != width:
-        raise ValueError(
-            f"inner widths {width} and {b.values.size(1)} differ: "
-            "both operands are [rows, inner]"
-        )
     chunk = max(width, 1) if promote is None else promote
-    for operand in (a, b):
-        _check_chunk(operand, chunk)
+    _check_product(a, b, chunk)
     product = tensor_core if accumulator == "fp22" else _exact
     out = a.scale.new_zeros(z, b.values.size(0))
     for start in range(0, width, chunk):
@@ -252,12 +246,19 @@ def _check_matrix(x: Tensor) -> None:
         )
 
 
-def _check_chunk(q: Quantized, chunk: int) -> None:
+def _check_product(a: Quantized, b: Quantized, chunk: int) -> None:
+    width = a.values.size(1)
+    if b.values.size(1) != width:
+        raise ValueError(
+            f"inner widths {width} and {b.values.size(1)} differ: "
+            "both operands are [rows, inner]"
+        )
     if chunk < 1:
         raise ValueError(f"promote is {chunk}, expected at least 1 or None")
-    cols = _sides(q.block, q.values.shape)[1]
-    if cols % chunk and cols < q.values.size(1):
-        raise ValueError(
-            f"a chunk of {chunk} columns does not divide the scaled tile of "
-            f"{cols}: no scale may change inside a chunk"
-        )
+    for q in (a, b):
+        cols = _sides(q.block, q.values.shape)[1]
+        if cols % chunk and cols < width:
+            raise ValueError(
+                f"a chunk of {chunk} columns does not divide the scaled tile "
+                f"of {cols}: no scale may change inside a chunk"
+            )
