@@ -101,7 +101,9 @@ def find(id: str) -> Exercise:
     return known[id]
 
 
-def check(id: str, answer: Any, by: Literal["reader", "book"] = "reader"):
+def check(
+    id: str, answer: Any, by: Literal["reader", "book"] = "reader"
+) -> Verdict:
     """Judge an answer and say so in one line.
 
     A skeleton that nobody touched is "not solved yet", never an error. The
