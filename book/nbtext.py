@@ -23,6 +23,7 @@ import argparse
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -52,42 +53,56 @@ def split_metadata(lines: list[str]) -> tuple[dict, list[str]]:
     return metadata, lines
 
 
+class Reader:
+    """Collects cells while the text form goes by, line by line."""
+
+    def __init__(self) -> None:
+        self.cells: list[tuple[str, dict, str]] = []
+        self.start({})
+
+    def start(self, metadata: dict) -> None:
+        """Begin a Markdown cell."""
+        self.prose: list[str] = []
+        self.metadata = metadata
+
+    def flush(self) -> None:
+        """End the Markdown cell, unless it is empty in every respect."""
+        source = "\n".join(self.prose).strip("\n")
+        if source or self.metadata:
+            self.cells.append(("markdown", self.metadata, source))
+        self.start({})
+
+    def code(self, body: list[str]) -> None:
+        """Add a code cell."""
+        options, lines = split_metadata(body)
+        self.cells.append(("code", options, "\n".join(lines).strip("\n")))
+
+
+def fenced(lines: Iterator[tuple[int, str]], fence: str, start: int) -> list:
+    """Take the lines up to the closing fence."""
+    body = []
+    for _, line in lines:
+        if line.rstrip() == fence:
+            return body
+        body.append(line)
+    raise ValueError(f"line {start}: the code cell is not closed")
+
+
 def to_cells(text: str) -> list[tuple[str, dict, str]]:
     """Read the text form into (kind, metadata, source) triples."""
-    cells: list[tuple[str, dict, str]] = []
-    prose: list[str] = []
-    metadata: dict = {}
-    explicit = False
-
-    def flush() -> None:
-        nonlocal metadata, explicit
-        source = "\n".join(prose).strip("\n")
-        if source or explicit:
-            cells.append(("markdown", metadata, source))
-        prose.clear()
-        metadata, explicit = {}, False
-
+    reader = Reader()
     lines = iter(enumerate(text.splitlines(), 1))
     for number, line in lines:
         if match := OPEN.match(line):
-            flush()
-            body = []
-            for _, inner in lines:
-                if inner.rstrip() == match["fence"]:
-                    break
-                body.append(inner)
-            else:
-                raise ValueError(f"line {number}: the code cell is not closed")
-            options, code = split_metadata(body)
-            cells.append(("code", options, "\n".join(code).strip("\n")))
+            reader.flush()
+            reader.code(fenced(lines, match["fence"], number))
         elif line == "+++" or line.startswith("+++ "):
-            flush()
-            metadata = json.loads(line[3:].strip() or "{}")
-            explicit = bool(metadata)
+            reader.flush()
+            reader.start(json.loads(line[3:].strip() or "{}"))
         else:
-            prose.append(line)
-    flush()
-    return cells
+            reader.prose.append(line)
+    reader.flush()
+    return reader.cells
 
 
 def to_notebook(text: str) -> nbformat.NotebookNode:
