@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from dsarch.analysis import count
 from dsarch.attention import repeated
 from dsarch.cache import Cache
 from dsarch.config import Config, Yarn
@@ -156,3 +158,45 @@ def test_bad_input_is_named_and_leaves_the_cache_alone():
     with pytest.raises(ValueError, match=r"'latent' holds .*\[7\].*\[20\]"):
         module(x, phase, causal_mask(position + 3, 6), foreign)
     assert len(foreign) == 3
+
+
+@pytest.mark.parametrize("name", ["v2_lite", "v2", "v3"])
+def test_bytes_of_the_released_models(name, witness):
+    cfg = getattr(Config, name)()
+    cache = Cache()
+    cache.extend(
+        latent=torch.empty(1, 3, cfg.kv_lora_rank, dtype=torch.bfloat16),
+        k_rope=torch.empty(1, 3, cfg.qk_rope_head_dim, dtype=torch.bfloat16),
+    )
+    allocated = cache.nbytes * cfg.num_hidden_layers / 3
+    assert allocated == count.kv_bytes_per_token(cfg)
+    witness(
+        "eq-mla-bytes",
+        float(allocated - count.kv_bytes_per_token(cfg)),
+        reference="bytes of an allocated cache",
+        code="dsarch.analysis.count.kv_bytes_per_token",
+    )
+
+
+@pytest.mark.parametrize(("t", "s"), [(1, 9), (4, 9), (9, 9)])
+def test_multiplications_are_those_that_torch_counts(t, s, witness):
+    inputs = [x.float() for x in pieces(t, s)]
+    mask = torch.ones(2, t, s, dtype=torch.bool)
+    counted = []
+    for form in (expanded, absorbed):
+        with FlopCounterMode(display=False) as counter:
+            form(*inputs, mask, 1.0)
+        counted.append(counter.get_total_flops() // (2 * 2 * 5))
+    n, r, v, c = 14, 6, 10, 20
+    predicted = [
+        s * c * (n + v) + t * s * (n + r + v),
+        t * c * (n + v) + t * s * (2 * c + r),
+    ]
+    assert counted == predicted
+    assert absorbs(CFG, t, s) == (counted[1] < counted[0])
+    witness(
+        "eq-mla-flops",
+        float(sum(abs(a - b) for a, b in zip(counted, predicted, strict=True))),
+        reference="torch FlopCounterMode",
+        code="dsarch.mla.absorbs",
+    )

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from dsarch.cache import Cache
 from dsarch.config import Config
 from dsarch.layers import causal_mask, positions
 from dsarch.mla import MLA
-from dsarch.rope import phases
+from dsarch.rope import phases, to_half_split
 from tests.conftest import TOL, close
 from tests.parity.deepseek import hf_attention, hf_config, hf_mask, hf_rotary
 
@@ -82,3 +83,46 @@ def test_mla_gradient_of_the_input_equals_transformers():
         grads.append(y.grad)
     scale = grads[0].abs().max()
     close(grads[1] / scale, grads[0] / scale, TOL[torch.float32])
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v2", "deepseek_v3"])
+@torch.no_grad()
+def test_cache_holds_what_transformers_caches(kind, witness):
+    config, official, ours = pair(kind, 28, 1.0)
+    x = torch.randn(2, 21, ours.cfg.hidden_size, dtype=torch.float64)
+    position = positions(2, 0, 21)
+    theirs = DynamicCache()
+    official(
+        hidden_states=x,
+        position_embeddings=hf_rotary(config, x, position),
+        attention_mask=hf_mask(causal_mask(position, 21), x.dtype),
+        past_key_values=theirs,
+    )
+    c, k_rope = ours.memories(x, phases(ours.cfg, position))
+    layer = theirs.layers[0]
+    close(c, layer.keys[:, 0], TOL[torch.float32])
+    if kind == "deepseek_v3":  # which leaves the pairs in half-split order
+        k_rope = to_half_split(k_rope)
+    close(k_rope, layer.values[:, 0], TOL[torch.float32])
+    witness(
+        "eq-mla-down",
+        max(
+            (c - layer.keys[:, 0]).abs().max(),
+            (k_rope - layer.values[:, 0]).abs().max(),
+        ),
+        reference=f"transformers {kind}",
+        code="dsarch.mla.MLA.memories",
+    )
+    n, shared = ours.cfg.qk_nope_head_dim, layer.values
+    k, v = official.expand_kv(layer.keys, shared)
+    w_uk, w_uv = ours.up()
+    c = layer.keys[:, 0]
+    found = torch.einsum("bsc,hnc->bhsn", c, w_uk)
+    close(found, k[..., :n])
+    close(torch.einsum("bsc,hvc->bhsv", c, w_uv), v)
+    witness(
+        "eq-mla-up",
+        (found - k[..., :n]).abs().max(),
+        reference=f"transformers {kind}",
+        code="dsarch.mla.MLA.up",
+    )
