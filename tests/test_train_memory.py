@@ -1,0 +1,69 @@
+"""Bytes of parallel training against the numbers of the papers."""
+
+import pytest
+
+from dsarch.train import memory
+
+
+def test_zero_paper_example():
+    """7.5B parameters on 64 ranks: 120, 31.4, 16.6 and 1.9 GB."""
+    gigabytes = [
+        memory.state_bytes(7.5e9, 64, stage) / 1e9 for stage in range(4)
+    ]
+    assert gigabytes == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.05)
+
+
+def test_one_rank_needs_everything():
+    for stage in range(4):
+        assert memory.state_bytes(1.0, 1, stage) == 16
+
+
+def test_traffic():
+    assert [memory.step_traffic(1.0, s) for s in range(4)] == [2, 2, 2, 3]
+
+
+def test_activations_of_a_layer():
+    """Korthikanti's rows for GPT-3's layer, in units of s b h."""
+    s, b, h, a, t = 2048, 4, 12288, 96, 8
+    unit = s * b * h
+
+    def per_unit(**options) -> float:
+        return memory.activation_bytes(s, b, h, a, **options) / unit
+
+    assert per_unit() == 34 + 5 * a * s / h == 114
+    assert per_unit(tensor=t) == 10 + 24 / t + 80 / t
+    assert per_unit(tensor=t, sequence_parallel=True) == (34 + 80) / t
+    assert per_unit(tensor=t, recompute="selective") == 10 + 24 / t
+    both = per_unit(tensor=t, sequence_parallel=True, recompute="selective")
+    assert both == 34 / t
+    assert per_unit(tensor=t, recompute="full") == 2
+
+
+def test_v3_layout():
+    """2048 devices: experts share the data ranks and do not multiply."""
+    layout = memory.Layout(data=128, pipeline=16, expert=64)
+    assert layout.devices == 2048
+    dense, routed = 17.1e9, 653.9e9
+    own = dense / 16 + routed / 16 / 64
+    plain = memory.device_state(dense, routed, layout, stage=0)
+    assert plain == pytest.approx(16 * own)
+    sharded = memory.device_state(dense, routed, layout, stage=1)
+    expected = 4 * own + 12 * (dense / 16 / 128 + routed / 16 / 64 / 2)
+    assert sharded == pytest.approx(expected)
+    dual = memory.device_state(dense, routed, layout, stage=1, copies=2)
+    assert dual == pytest.approx(2 * expected)
+
+
+def test_collectives():
+    ring = memory.collective_seconds
+    options = {"bandwidth": 50e9, "latency": 1e-5}
+    gather = ring("all_gather", 4e9, 8, **options)
+    assert gather == pytest.approx(7e-5 + 7 / 8 * 4e9 / 50e9)
+    assert ring("all_reduce", 4e9, 8, **options) == pytest.approx(2 * gather)
+
+
+def test_bad_layouts_are_named():
+    with pytest.raises(ValueError, match="stage 4"):
+        memory.state_bytes(1, 2, 4)
+    with pytest.raises(ValueError, match="expert 3.*data 8"):
+        memory.device_state(1, 1, memory.Layout(data=8, expert=3))
