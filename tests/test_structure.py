@@ -22,7 +22,7 @@ LEVELS = [
     {"fp8"},
     {"attention", "mla", "dsa", "router", "moe"},
     {"mtp"},
-    {"model"},
+    {"block", "model"},
     {"generate", "checkpoint"},
     {"train"},
     {"post"},
