@@ -32,9 +32,9 @@ const roofline = (flops, size, rate, bandwidth) =>
   Math.max(flops / rate, size / bandwidth);
 
 const ORDERS = [
-  ["expanded K and V cached", expanded],
-  ["latent cached, re-expanded", reexpanding],
-  ["latent cached, absorbed", absorbed],
+  ["expanded K and V cached", expanded, "expanded"],
+  ["latent cached, re-expanded", reexpanding, "re-expanded"],
+  ["latent cached, absorbed", absorbed, "absorbed"],
 ];
 const OWN = "own";
 
@@ -93,13 +93,13 @@ function machine(s, data) {
 }
 function costs(s, data, context, queries) {
   const m = data.models[s.model], box = machine(s, data);
-  return ORDERS.map(([name, order], series) => {
+  return ORDERS.map(([name, order, brief], series) => {
     const [flops, size] = order(
       s.heads, m.nope, m.rope, m.value, m.latent, context, queries, s.size,
     );
     const time = roofline(flops, size, box.flops, box.bandwidth);
     const bound = flops / box.flops > size / box.bandwidth ? "compute" : "memory";
-    return { name, series, flops, size, time, bound };
+    return { name, brief, series, flops, size, time, bound };
   });
 }
 
@@ -139,7 +139,7 @@ function view(s, { data, width }) {
     text: `${seconds(c.time)}, ${c.bound}-bound`,
   }));
   const rows = now.map((c) => [
-    c.name, flop(c.flops), bytes(c.size), num(c.flops / c.size), c.bound, seconds(c.time),
+    c.brief, flop(c.flops), bytes(c.size), num(c.flops / c.size), c.bound, seconds(c.time),
   ]);
   const html =
     heading(`One step on ${box.name}`, "roofline time of one layer and one sequence") +

@@ -64,11 +64,11 @@ function card(s, kv, mine) {
 }
 
 const STYLE = `<style>
-.map { display: flex; flex-wrap: wrap; gap: .6rem; margin: .9rem 0 .3rem; }
-.card { border: 1px solid var(--line); border-radius: .45rem; padding: .45rem; display: flex; flex-direction: column; flex: 0 1 auto; }
-.card.on { border: 2px solid var(--accent); padding: calc(.45rem - 1px); background: var(--tint); }
-.queries { display: flex; flex-wrap: wrap; gap: .25rem; justify-content: center; flex: 1; align-content: flex-end; }
-.ds .pick { min-width: 1.95rem; height: 1.75rem; padding: 0 .2rem; font-size: .82rem; border-color: var(--field); }
+.map { display: grid; gap: .6rem; margin: .9rem 0 .3rem; }
+.card { border: 1px solid var(--line); border-radius: .45rem; padding: 6px; display: flex; flex-direction: column; min-width: 0; }
+.card.on { border: 2px solid var(--accent); padding: 5px; background: var(--tint); }
+.queries { display: flex; flex-wrap: wrap; gap: 4px; justify-content: center; flex: 1; align-content: flex-end; }
+.ds .pick { min-width: 28px; height: 28px; padding: 0 1px; font-size: .82rem; border-color: var(--field); }
 .ds .pick[aria-pressed=true] { background: var(--fg); color: var(--bg); border-color: var(--fg); font-weight: 650; }
 .stem { width: 1px; height: .7rem; background: var(--muted); margin: .15rem auto 0; }
 .card.on .stem { width: 3px; background: var(--accent); }
@@ -103,9 +103,10 @@ function view(s, { data }) {
     const size = cacheBytes(g, s.headDim, s.layers, element);
     return [kind, num(g), `${num(size, 15)} B`, times(full / size)];
   });
+  const least = 10 + 32 * Math.min(s.heads / s.kvHeads, 8);
   const html =
     STYLE +
-    `<div class="map" data-roving role="group" aria-label="Query heads above the KV head they read">${cards.join("")}</div>` +
+    `<div class="map" style="grid-template-columns: repeat(auto-fill, minmax(min(100%, ${least}px), 1fr))" data-roving role="group" aria-label="Query heads above the KV head they read">${cards.join("")}</div>` +
     tiles([
       {
         name: `${name(s)}: one token`, value: bytes(cache),
@@ -113,7 +114,7 @@ function view(s, { data }) {
       },
       { name: "Smaller than MHA", value: times(full / cache), note: `${s.heads} / ${s.kvHeads} query heads per KV head` },
     ]) +
-    table(["", "KV heads", "one token", "smaller than MHA"], rows, { strong: 1, caption: "BF16 cache of all layers" });
+    table(["", "KV heads", "one token", "smaller by"], rows, { strong: 1, caption: "BF16 cache of all layers" });
   return { html, say: sentence(s, mine) };
 }
 

@@ -35,11 +35,9 @@ const STYLE = `
 .ds input[aria-invalid=true] { border: 2px solid var(--c3); }
 .ds select { display: block; width: 100%; font: inherit; padding: .32rem .4rem; margin-top: .15rem; }
 .ds input[type=range] { display: block; width: 100%; height: 1.5rem; margin: 0; accent-color: var(--accent); cursor: pointer; }
-.ds .choice { display: flex; flex-wrap: wrap; margin-top: .2rem; }
+.ds .choice { display: flex; flex-wrap: wrap; gap: .3rem; margin-top: .2rem; }
 .ds .choice label { position: relative; cursor: pointer; }
-.ds .choice span { display: block; padding: .26rem .75rem; border: 1px solid var(--field); margin-left: -1px; }
-.ds .choice label:first-child span { border-radius: .35rem 0 0 .35rem; margin-left: 0; }
-.ds .choice label:last-child span { border-radius: 0 .35rem .35rem 0; }
+.ds .choice span { display: block; padding: .24rem .7rem; border: 1px solid var(--field); border-radius: .35rem; }
 .ds .choice input { position: absolute; inset: 0; opacity: 0; margin: 0; cursor: pointer; }
 .ds .choice input:checked + span { background: var(--fg); border-color: var(--fg); color: var(--bg); font-weight: 600; }
 .ds .choice input:focus-visible + span { outline: 3px solid var(--accent); outline-offset: 2px; z-index: 1; position: relative; }
@@ -82,7 +80,7 @@ const STYLE = `
 .ds th { font-weight: 550; } .ds th:first-child { text-align: left; padding-left: .2rem; }
 .ds tr.strong > * { background: var(--tint); font-weight: 650; }
 .ds details { margin-top: .9rem; } .ds summary { cursor: pointer; font-weight: 550; font-size: .88rem; }
-@media (max-width: 30rem) { .ds { padding: .8rem .8rem .9rem; } .ds .tiles dd { font-size: 1.3rem; } }
+@media (max-width: 30rem) { .ds { padding: .8rem .8rem .9rem; } .ds th, .ds td { padding: .22rem .35rem; } .ds .tiles dd { font-size: 1.3rem; } }
 @media print { .ds .controls, .ds header button, .ds .try { display: none; } }
 `;
 

@@ -11,7 +11,8 @@ export function num(x, digits = 3) {
   const size = Math.abs(x);
   if (size !== 0 && (size >= 1e15 || size < 1e-4)) {
     const [head, power] = x.toExponential(digits - 1).split("e");
-    return `${head} × 10${raised(+power)}`;
+    const ten = `10${raised(+power)}`;
+    return Number(head) === 1 ? ten : `${Number(head)} × ${ten}`;
   }
   const whole = Number.isInteger(x) || size >= 10 ** (digits - 1);
   return whole

@@ -51,13 +51,14 @@ function score(query, key, at, from, speeds, interleaved) {
 const on = (...names) => (s) => names.includes(s.look);
 function controls(data) {
   const stretch = on("clocks", "speeds", "distance");
+  const group = "Rotation and YaRN";
   return [
     {
       kind: "radio", key: "look", label: "Look at", value: "clocks", wide: true,
       options: [["clocks", "clocks"], ["speeds", "speeds"], ["distance", "distance"], ["layouts", "layouts"]],
     },
     {
-      kind: "steps", key: "position", label: "Position", min: 0, max: 163839, value: 12,
+      kind: "steps", key: "position", label: "Position", min: 0, max: 163839, value: 512,
       values: [0, ...powers(1, 163839)], step: (s) => s.stride, wide: true, unit: "tokens",
       when: on("clocks", "distance"), interval: 300,
     },
@@ -70,31 +71,31 @@ function controls(data) {
       values: [0, ...powers(1, 163839)], unit: "tokens", when: on("distance"),
     },
     {
-      kind: "slider", key: "width", label: "Rotary width", min: 4, max: 128, even: true,
+      kind: "slider", group, key: "width", label: "Rotary width", min: 4, max: 128, even: true,
       value: data.width, values: [4, 8, 16, 32, 64, 96, 128],
     },
     {
-      kind: "slider", key: "theta", label: "Base θ", min: 10, max: 1e7, real: true,
+      kind: "slider", group, key: "theta", label: "Base θ", min: 10, max: 1e7, real: true,
       value: data.theta, values: powers(10, 1e7, 10), when: stretch,
     },
     {
-      kind: "slider", key: "factor", label: "YaRN factor", min: 1, max: 1000, real: true,
+      kind: "slider", group, key: "factor", label: "YaRN factor", min: 1, max: 1000, real: true,
       value: data.factor, values: [1, 2, 4, 8, 16, 32, 40, 64, 128], when: stretch,
     },
     {
-      kind: "slider", key: "window", label: "Original window", min: 16, max: 1 << 20,
+      kind: "slider", group, key: "window", label: "Original window", min: 16, max: 1 << 20,
       value: data.window, values: powers(128, 1 << 17), unit: "tokens", when: stretch,
     },
     {
-      kind: "slider", key: "fast", label: "beta_fast", min: 0.01, max: 1000, real: true,
+      kind: "slider", group, key: "fast", label: "beta_fast", min: 0.01, max: 1000, real: true,
       value: data.fast, values: powers(0.25, 256), unit: "turns", when: stretch,
     },
     {
-      kind: "slider", key: "slow", label: "beta_slow", min: 0.01, max: 1000, real: true,
+      kind: "slider", group, key: "slow", label: "beta_slow", min: 0.01, max: 1000, real: true,
       value: data.slow, values: powers(0.25, 256), unit: "turns", when: stretch,
     },
     {
-      kind: "slider", key: "weight", label: "mscale_all_dim", min: 0, max: 2, real: true,
+      kind: "slider", group, key: "weight", label: "mscale_all_dim", min: 0, max: 2, real: true,
       step: 0.001, value: data.weight, when: on("speeds"),
     },
   ];
