@@ -11,15 +11,13 @@ Limits and bit patterns: the OCP 8-bit floating point specification; E5M6
 is the 12-bit format of the DeepSeek-V3 report, section 3.3.3.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Integer, Shaped
 from torch import Tensor
 
 from dsarch.layers import widen
-
-FormatName = Literal["e4m3", "e5m2", "e5m6", "ue8m0"]
 
 
 class Format(NamedTuple):
@@ -74,25 +72,20 @@ class Fields(NamedTuple):
     mantissa: Int[Tensor, "*z"]
 
 
-def encode(
-    x: Shaped[Tensor, "*z"], format: FormatName
-) -> Integer[Tensor, "*z"]:
+def encode(x: Shaped[Tensor, "*z"], format: str) -> Integer[Tensor, "*z"]:
     r"""The code nearest to each value, ties to the even mantissa.
 
     $$\text{code} = \mathrm{round}\!\left(|x| / 2^{e-M}\right)
       + (e - e_{min})\,2^M, \qquad e = \max(\lfloor\log_2|x|\rfloor, e_{min})$$
 
-    A mantissa that rounds up to $2^{M+1}$ carries into the exponent by the
-    same addition. What rounds beyond the largest value becomes infinity
-    where there is one (E5M2 from 61440 up, E5M6 from 65280 up), else the
-    largest value (E4M3, infinities too). NaN stays NaN, all bits set. UE8M0
-    rounds *up*, as a scale must (:func:`_encode_scale`).
-
-    Codes are uint8, for the 12 bits of E5M6 int16. ``ValueError`` for an
-    unknown format and for values that are not floating point.
+    A mantissa that rounds up to $2^{M+1}$ carries by the same addition. What
+    rounds beyond the largest value becomes infinity where there is one
+    (E5M2 from 61440 up, E5M6 from 65280 up), else the largest value (E4M3,
+    infinities too). NaN stays NaN, all bits set. UE8M0 rounds *up*, as a
+    scale must. Codes are uint8, for the 12 bits of E5M6 int16.
+    ``ValueError`` for an unknown format and for values that are not floats.
     """
-    if not x.is_floating_point():
-        raise ValueError(f"encode takes floating point values, not {x.dtype}")
+    check_float(x)
     wide = widen(x)
     if format == "ue8m0":
         return _encode_scale(wide)
@@ -107,9 +100,7 @@ def encode(
     return (code + wide.signbit() * spec.sign).to(_code_dtype(format))
 
 
-def decode(
-    codes: Shaped[Tensor, "*z"], format: FormatName
-) -> Float[Tensor, "*z"]:
+def decode(codes: Shaped[Tensor, "*z"], format: str) -> Float[Tensor, "*z"]:
     """The value of each code, exactly, in float32.
 
     ``ValueError`` for an unknown format, for codes of another dtype than
@@ -131,7 +122,7 @@ def decode(
     return torch.where(sign > 0, -size, size)
 
 
-def fields(codes: Shaped[Tensor, "*z"], format: FormatName) -> Fields:
+def fields(codes: Shaped[Tensor, "*z"], format: str) -> Fields:
     """Take codes apart; the errors are those of :func:`decode`."""
     _check_codes(codes, format)
     bits = codes.to(torch.int32)
@@ -147,7 +138,7 @@ def fields(codes: Shaped[Tensor, "*z"], format: FormatName) -> Fields:
     )
 
 
-def cast(x: Float[Tensor, "*z"], format: FormatName) -> Float[Tensor, "*z"]:
+def cast(x: Shaped[Tensor, "*z"], format: str) -> Float[Tensor, "*z"]:
     r"""Clamp, then round like :func:`encode`, into the smallest fitting dtype.
 
     E4M3 and E5M2 use torch's own cast, behind a clamp because what the cast
@@ -157,6 +148,7 @@ def cast(x: Float[Tensor, "*z"], format: FormatName) -> Float[Tensor, "*z"]:
     gives the values back.
     """
     native = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+    check_float(x)
     limit = _spec(format).max
     clamped = widen(x).clamp(-limit, limit)
     # A float64 would be rounded twice, through float32.
@@ -168,7 +160,7 @@ def cast(x: Float[Tensor, "*z"], format: FormatName) -> Float[Tensor, "*z"]:
     return decode(codes, format).to(torch.float16)
 
 
-def grid(format: FormatName) -> Float[Tensor, " points"]:
+def grid(format: str) -> Float[Tensor, " points"]:
     """Every finite value of the format, once, in ascending order."""
     count = 1 << 8 if format == "ue8m0" else 2 * _spec(format).sign
     codes = torch.arange(count).to(_code_dtype(format))
@@ -176,9 +168,15 @@ def grid(format: FormatName) -> Float[Tensor, " points"]:
     return values[values.isfinite()].unique()
 
 
-def largest(format: FormatName) -> float:
+def largest(format: str) -> float:
     """The largest finite value: 448, 57344, 65024 or $2^{127}$."""
     return 2.0**127 if format == "ue8m0" else _spec(format).max
+
+
+def check_float(x: Tensor) -> None:
+    """Raise ``ValueError`` unless ``x`` holds floats of 16 bits or more."""
+    if not x.is_floating_point() or x.itemsize < 2:
+        raise ValueError(f"expected floats of 16 bits or more, found {x.dtype}")
 
 
 def _encode_scale(wide: Tensor) -> Tensor:

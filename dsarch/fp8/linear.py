@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dsarch.fp8.formats import FormatName
 from dsarch.fp8.ops import Backend, dequantize, fp8_gemm, quantize
 from dsarch.fp8.reference import BLOCK, TILE, Accumulator, Block, Quantized
 
@@ -43,16 +42,14 @@ class Recipe(NamedTuple):
     activation: Block = TILE
     weight: Block = BLOCK
     gradient: Block = TILE
-    format: FormatName = "e4m3"
-    gradient_format: FormatName = "e4m3"
-    cache: FormatName = "e4m3"
+    format: str = "e4m3"
+    gradient_format: str = "e4m3"
+    cache: str = "e4m3"
     pow2: bool = False
     accumulator: Accumulator = "fp32"
     backend: Backend | None = None
 
-    def quantize(
-        self, x: Tensor, block: Block, format: FormatName
-    ) -> Quantized:
+    def quantize(self, x: Tensor, block: Block, format: str) -> Quantized:
         """One operand; E5M6 always comes with power-of-two scales."""
         pow2 = self.pow2 or format == "e5m6"
         return quantize(

@@ -5,21 +5,20 @@ from types import ModuleType
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dsarch.fp8 import reference
-from dsarch.fp8.formats import FormatName
 from dsarch.fp8.reference import BLOCK, TILE, Accumulator, Block, Quantized
 
 Backend = Literal["torch", "triton"]
 
 
 def quantize(
-    x: Float[Tensor, "z d"],
+    x: Shaped[Tensor, "*z"],
     block: Block = TILE,
     *,
-    format: FormatName = "e4m3",
+    format: str = "e4m3",
     pow2: bool = False,
     backend: Backend | None = None,
 ) -> Quantized:

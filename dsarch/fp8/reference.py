@@ -8,14 +8,14 @@ the kernels in :mod:`dsarch.fp8.triton` have to reproduce.
 Source: DeepSeek-V3 report, section 3.3, and the released inference code.
 """
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from dsarch.fp8.formats import FormatName, cast, largest
+from dsarch.fp8.formats import cast, check_float, largest
 from dsarch.layers import widen
 
 # Rows and columns under one scale; None is the whole extent.
@@ -39,7 +39,7 @@ class Quantized(NamedTuple):
     scale: Float[Tensor, "rows cols"]
     block: Block
 
-    def t(self) -> Self:
+    def t(self) -> "Quantized":
         """The transposed matrix; its blocks are transposed with it."""
         flipped = (self.block[1], self.block[0])
         return self._replace(
@@ -51,7 +51,7 @@ def quantize(
     x: Shaped[Tensor, "*z"],
     block: Block = TILE,
     *,
-    format: FormatName = "e4m3",
+    format: str = "e4m3",
     pow2: bool = False,
 ) -> Quantized:
     r"""Scale each block by its largest magnitude, then round.
@@ -83,7 +83,7 @@ def dequantize(
 
 
 def scale_for(
-    amax: Float[Tensor, "*z"], format: FormatName = "e4m3", pow2: bool = False
+    amax: Float[Tensor, "*z"], format: str = "e4m3", pow2: bool = False
 ) -> Float[Tensor, "*z"]:
     """The scale of a block whose largest magnitude is ``amax``."""
     s = amax.to(torch.float32).clamp(min=SMALLEST_AMAX) / largest(format)
@@ -239,10 +239,11 @@ def _column(q: Quantized, start: int) -> Tensor:
 
 
 def _check_matrix(x: Tensor) -> None:
-    if x.ndim != 2 or not x.is_floating_point():
+    check_float(x)
+    if x.ndim != 2:
         raise ValueError(
-            f"quantize takes a floating-point matrix, found {x.dtype} "
-            f"with {x.ndim} dimensions; flatten the leading ones"
+            f"quantize takes a matrix, found {x.ndim} dimensions; "
+            "flatten the leading ones"
         )
 
 
