@@ -6,6 +6,7 @@ uses a reward model trained on pairs. Sources: DeepSeek-R1 (arXiv 2501.12948),
 DAPO (2503.14476) for the length penalty.
 """
 
+import math
 import re
 from fractions import Fraction
 
@@ -103,6 +104,18 @@ def overlong_penalty(
         raise ValueError(f"buffer {buffer} is not in 1 ... {max_length}")
     over = (lengths - (max_length - buffer)).clamp(0, buffer)
     return -over.to(torch.get_default_dtype()) / buffer
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    r"""Chance that one of ``k`` samples is right, unbiased.
+
+    $$1 - \binom{n-c}{k} \Big/ \binom nk$$
+
+    Raises ``ValueError`` unless $0 \le c \le n$ and $1 \le k \le n$.
+    """
+    if not (0 <= correct <= samples and 1 <= k <= samples):
+        raise ValueError(f"{correct} right and k {k} do not fit {samples}")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def last_token(
