@@ -5,30 +5,39 @@ from typing import Literal, NamedTuple
 Number = int | float
 
 
+class PerParameter(NamedTuple):
+    """Bytes of weight, gradient and optimizer state for each parameter.
+
+    Mixed-precision Adam: 2 + 2 + 12, the 12 being an fp32 master weight and
+    two moments. V3 keeps fp32 gradients and bf16 moments: 2 + 4 + 8.
+    """
+
+    weight: Number = 2
+    gradient: Number = 2
+    optimizer: Number = 12
+
+
+ADAM, V3 = PerParameter(), PerParameter(2, 4, 8)
+
+
 def state_bytes(
     parameters: Number,
     ranks: int = 1,
     stage: int = 0,
-    *,
-    weight: Number = 2,
-    gradient: Number = 2,
-    optimizer: Number = 12,
+    each: PerParameter = ADAM,
 ) -> float:
     r"""Weights, gradients and optimizer state on one rank.
 
     Stage 0 keeps all three everywhere, ZeRO-1 shards the optimizer state,
-    ZeRO-2 the gradients too, ZeRO-3 the weights too: for mixed precision
-    $16\Psi$, $4\Psi+12\Psi/N$, $2\Psi+14\Psi/N$, $16\Psi/N$ bytes. The
-    optimizer's 12 are fp32 master weight and two moments. V3 keeps its
-    moments in bf16 and its gradients in fp32. Source: Rajbhandari et al.
-    2020, section 5.
+    ZeRO-2 the gradients too, ZeRO-3 the weights too: with Adam
+    $16\Psi$, $4\Psi+12\Psi/N$, $2\Psi+14\Psi/N$, $16\Psi/N$ bytes.
+    Source: Rajbhandari et al. 2020, section 5.
     """
     if stage not in range(4) or ranks < 1:
         raise ValueError(f"stage {stage} is none of 0 to 3, or ranks {ranks}")
-    parts = zip((optimizer, gradient, weight), (1, 2, 3), strict=True)
+    shared = [ranks if stage >= first else 1 for first in (3, 2, 1)]
     return parameters * sum(
-        size / ranks if stage >= sharded_from else size
-        for size, sharded_from in parts
+        size / by for size, by in zip(each, shared, strict=True)
     )
 
 
@@ -88,11 +97,8 @@ def device_state(
     routed: Number,
     layout: Layout,
     stage: int = 1,
-    *,
+    each: PerParameter = ADAM,
     copies: int = 1,
-    weight: Number = 2,
-    gradient: Number = 2,
-    optimizer: Number = 12,
 ) -> float:
     """Bytes of training state on one device of a mixture-of-experts model.
 
@@ -100,20 +106,15 @@ def device_state(
     over ``data / expert`` of them; ``copies`` is two for DualPipe. Raises
     ``ValueError`` if the experts do not divide the data ranks.
     """
-    if layout.data % layout.expert:
+    replicas, rest = divmod(layout.data, layout.expert)
+    if rest:
         raise ValueError(
             f"expert {layout.expert} does not divide data {layout.data}"
         )
     stages = layout.pipeline * layout.tensor / copies
-    bytes_each = {
-        "weight": weight,
-        "gradient": gradient,
-        "optimizer": optimizer,
-    }
-    shared = state_bytes(dense / stages, layout.data, stage, **bytes_each)
-    replicas = layout.data // layout.expert
+    shared = state_bytes(dense / stages, layout.data, stage, each)
     own = routed / stages / layout.expert
-    return shared + state_bytes(own, replicas, stage, **bytes_each)
+    return shared + state_bytes(own, replicas, stage, each)
 
 
 def collective_seconds(

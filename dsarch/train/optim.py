@@ -3,7 +3,7 @@ r"""AdamW and Muon, parameter groups, clipping by the global norm."""
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,20 @@ from dsarch.train.muon import Muon as Muon
 from dsarch.train.muon import Number, check_not_negative, evaluate
 
 
+class Settings(NamedTuple):
+    r"""What AdamW is told: $\eta$, $(\beta_1, \beta_2)$, $\epsilon$,
+    $\lambda$."""
+
+    lr: Number
+    betas: Sequence[Number]
+    eps: Number
+    weight_decay: Number
+
+
 def adamw_update(
-    weight: Tensor,
-    gradient: Tensor,
-    m: Tensor,
-    v: Tensor,
-    step: float,
-    peak: Tensor | None = None,
-    *,
-    lr: Number,
-    betas: Sequence[Number],
-    eps: Number,
-    weight_decay: Number,
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], now: Settings
 ) -> None:
-    r"""One AdamW step of one tensor, in place; ``step`` counts from one.
+    r"""One AdamW step of one tensor, in place; steps count from one.
 
     $$\theta \leftarrow (1-\eta\lambda)\,\theta,\quad
     m \leftarrow m + (1-\beta_1)(g-m),\quad
@@ -33,49 +33,47 @@ def adamw_update(
     $$\theta \leftarrow \theta - \frac{\eta}{1-\beta_1^t}\cdot
     \frac{m}{\sqrt{v}/\sqrt{1-\beta_2^t} + \epsilon}$$
 
-    The decay comes first and uses the scheduled rate; $\epsilon$ is added to
-    the corrected root. ``m`` and ``v`` may be bf16, as in V3: they are then
-    widened for the step and rounded once. ``peak`` is AMSGrad's running
-    maximum of ``v``, used in its place.
+    The decay comes first; $\epsilon$ is added to the corrected root. bf16
+    moments are widened for the step, and rounded once.
     """
-    weight.mul_(1 - lr * weight_decay)
-    wide_m, wide_v = m.to(weight.dtype), v.to(weight.dtype)
-    wide_m.lerp_(gradient, 1 - betas[0])
-    wide_v.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
-    m.copy_(wide_m)
-    v.copy_(wide_v)
-    if peak is not None:
-        wide_v = peak.copy_(peak.maximum(v)).to(weight.dtype)
-    root = wide_v.sqrt() / math.sqrt(1 - betas[1] ** step)
-    rate = lr / (1 - betas[0] ** step)
-    weight.addcdiv_(wide_m, root.add_(eps), value=-rate)
+    (beta1, beta2), step = now.betas, float(state["step"])
+    m = state["exp_avg"].to(weight.dtype)
+    v = state["exp_avg_sq"].to(weight.dtype)
+    weight.mul_(1 - now.lr * now.weight_decay)
+    m.lerp_(gradient, 1 - beta1)
+    v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    state["exp_avg"].copy_(m)
+    state["exp_avg_sq"].copy_(v)
+    if "max_exp_avg_sq" in state:
+        v = state["max_exp_avg_sq"].copy_(v.maximum(state["max_exp_avg_sq"]))
+    root = v.sqrt() / math.sqrt(1 - beta2**step)
+    rate = now.lr / (1 - beta1**step)
+    weight.addcdiv_(m, root.add_(now.eps), value=-rate)
 
 
-def _adamw_foreach(
+def adamw_update_all(
     weights: list[Tensor],
     gradients: list[Tensor],
-    ms: list[Tensor],
-    vs: list[Tensor],
-    steps: list[float],
-    peaks: list[Any],
-    *,
-    lr: Number,
-    betas: Sequence[Number],
-    eps: Number,
-    weight_decay: Number,
+    states: list[dict[str, Tensor]],
+    now: Settings,
 ) -> None:
     """The same step for many tensors, one call per operation."""
-    torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    torch._foreach_lerp_(ms, gradients, 1 - betas[0])
-    torch._foreach_mul_(vs, betas[1])
-    torch._foreach_addcmul_(vs, gradients, gradients, 1 - betas[1])
-    if peaks[0] is not None:
+    beta1, beta2 = now.betas
+    steps = [float(state["step"]) for state in states]
+    ms = [state["exp_avg"] for state in states]
+    vs = [state["exp_avg_sq"] for state in states]
+    torch._foreach_mul_(weights, 1 - now.lr * now.weight_decay)
+    torch._foreach_lerp_(ms, gradients, 1 - beta1)
+    torch._foreach_mul_(vs, beta2)
+    torch._foreach_addcmul_(vs, gradients, gradients, 1 - beta2)
+    if "max_exp_avg_sq" in states[0]:
+        peaks = [state["max_exp_avg_sq"] for state in states]
         vs = list(torch._foreach_maximum(peaks, vs))
         torch._foreach_copy_(peaks, vs)
     roots = torch._foreach_sqrt(vs)
-    torch._foreach_div_(roots, [math.sqrt(1 - betas[1] ** s) for s in steps])
-    torch._foreach_add_(roots, eps)
-    rates = [-lr / (1 - betas[0] ** step) for step in steps]
+    torch._foreach_div_(roots, [math.sqrt(1 - beta2**step) for step in steps])
+    torch._foreach_add_(roots, now.eps)
+    rates = [-now.lr / (1 - beta1**step) for step in steps]
     torch._foreach_addcdiv_(weights, ms, roots, rates)
 
 
@@ -156,26 +154,17 @@ def _adamw_group(
     used: list[Tensor], states: list[dict], group: dict[str, Any]
 ) -> None:
     """Hand the tensors of a group to the joint or to the single update."""
-    options: dict[str, Any] = {
-        name: group[name] for name in ("betas", "eps", "weight_decay")
-    }
-    options["lr"] = float(group["lr"])
     gradients: list[Any] = [w.grad for w in used]
     if group["maximize"]:
         gradients = [-g for g in gradients]
-    columns: list[list[Any]] = [
-        used,
-        gradients,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [float(state["step"]) for state in states],
-        [state.get("max_exp_avg_sq") for state in states],
-    ]
+    now = Settings(
+        float(group["lr"]), group["betas"], group["eps"], group["weight_decay"]
+    )
     if group["foreach"] is not False and not group["state_dtype"]:
-        _adamw_foreach(*columns, **options)
+        adamw_update_all(used, gradients, states, now)
         return
-    for row in zip(*columns, strict=True):
-        adamw_update(*row, **options)
+    for row in zip(used, gradients, states, strict=True):
+        adamw_update(*row, now)
 
 
 def weight_decay_groups(
