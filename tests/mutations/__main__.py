@@ -1,0 +1,7 @@
+"""``python -m tests.mutations``: see ``run.py``."""
+
+import sys
+
+from tests.mutations.run import main
+
+sys.exit(main())
