@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from dsarch.analysis import decode
+from dsarch.analysis.count import cache_bytes
+from dsarch.analysis.presets import Preset
 from dsarch.attention import (
     GroupedQueryAttention,
     grouped,
@@ -85,12 +89,45 @@ def test_equal_heads_lose_nothing_when_pooled():
         close(small(x, None, mask), full(x, None, mask))
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.no_grad()
-def test_the_cache_holds_only_key_heads():
-    layer, cache = GroupedQueryAttention(12, 4, 2, 5), Cache()
+def test_the_cache_holds_only_key_heads(kv_heads, witness):
+    layer, cache = GroupedQueryAttention(12, 4, kv_heads, 5), Cache()
     mask = causal_mask(positions(3, 0, 6), 6)
     layer(torch.randn(3, 6, 12), None, mask, cache)
-    assert cache.nbytes == 3 * 6 * 2 * 2 * 5 * 4
+    model = Preset(
+        name="one layer",
+        kind="GQA",
+        layers=1,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=5,
+    )
+    predicted = cache_bytes(model, context=6, batch=3, bytes_per_element=4)
+    assert cache.nbytes == predicted
+    witness(
+        "eq-kv-bytes",
+        abs(cache.nbytes - predicted),
+        reference="bytes of an allocated cache",
+        code="dsarch.analysis.count.cache_bytes",
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_operations_per_byte_are_those_that_torch_counts(kv_heads, witness):
+    q, k, v = torch.randn(1, 1, 6, 7), *torch.randn(2, 1, 8, kv_heads, 7)
+    mask = torch.ones(1, 1, 8, dtype=torch.bool)
+    with FlopCounterMode(display=False) as counter:
+        grouped(q, k, v, mask)
+    counted = counter.get_total_flops() / (k.nbytes + v.nbytes)
+    cost = decode.grouped(6, kv_heads, 7, 8, bytes_per_element=4)
+    assert counted == cost.intensity == 2 / 4 * 6 / kv_heads
+    witness(
+        "eq-intensity",
+        abs(counted - cost.intensity),
+        reference="torch FlopCounterMode",
+        code="dsarch.analysis.decode.grouped",
+    )
 
 
 def test_masked_softmax_ignores_the_hidden_and_stays_wide():

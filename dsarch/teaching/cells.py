@@ -101,7 +101,11 @@ def insert(path: Path) -> int:
     if len(at) != 1:
         raise ValueError(f"{path.name} has {len(at)} headings {HEADING!r}")
     new = [cell for exercise in exercises for cell in make(exercise)]
-    notebook["cells"] = kept[: at[0] + 1] + new + kept[at[0] + 1 :]
+    start = at[0] + 1
+    # the imports that the exercises need stay in front of them
+    while start < len(kept) and kept[start]["cell_type"] == "code":
+        start += 1
+    notebook["cells"] = kept[:start] + new + kept[start:]
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", encoding="utf8")
     return len(exercises)

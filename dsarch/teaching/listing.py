@@ -3,6 +3,7 @@
 import inspect
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 from dsarch.teaching.pages import root
 
@@ -59,7 +60,7 @@ def _python(name: str) -> str:
                 found = getattr(found, part)
         except (ImportError, AttributeError):
             continue
-        return inspect.cleandoc(inspect.getsource(found)).rstrip()
+        return dedent(inspect.getsource(found)).rstrip()
     raise ValueError(f"dsarch has no {name!r}")
 
 
@@ -74,4 +75,4 @@ def _rust(file: str, anchor: str) -> str:
         )
     except StopIteration:
         raise ValueError(f"{file} has no anchor {anchor!r}") from None
-    return inspect.cleandoc("\n".join(lines[first + 1 : last]))
+    return dedent("\n".join(lines[first + 1 : last]))

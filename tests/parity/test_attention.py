@@ -49,7 +49,7 @@ def test_equals_llama(kv_heads, chunks, witness):
     actual = torch.cat(outputs, 1)
     close(actual, expected, TOL[torch.float32])
     witness(
-        "eq-gqa",
+        {6: "eq-mha", 1: "eq-mqa"}.get(kv_heads, "eq-gqa"),
         (actual - expected).abs().max(),
         reference="transformers llama",
         code="dsarch.attention.GroupedQueryAttention",
@@ -75,7 +75,7 @@ def test_equals_torch_sdpa_with_gradients(form, kv_heads, witness):
     for a, b in zip(found, wanted, strict=True):
         close(a, b)
     witness(
-        "eq-attention",
+        {6: "eq-mha", 1: "eq-mqa"}.get(kv_heads, "eq-gqa"),
         (actual - expected).abs().max(),
         reference="torch scaled_dot_product_attention",
         code=f"dsarch.attention.{form.__name__}",
