@@ -41,29 +41,25 @@ def head_map(
     ``ValueError`` if ``kv_heads`` does not divide ``heads``, or without a
     head ``query``.
     """
-    owner = reads(heads, kv_heads).tolist()
+    reads(heads, kv_heads)
     if not 0 <= query < heads:
         raise ValueError(f"no query head {query} among {heads}")
     shared = [(q, heads, kv_heads) for q in range(0, heads, 3)]
     checks: list[Check] = [("kvHead", [*a], kv_head(*a)) for a in shared]
     checks += [("sharers", [*a], sharers(*a)) for a in shared]
-    rows = [
-        (f"KV {g}", ", ".join(str(q) for q in range(heads) if owner[q] == g))
-        for g in range(kv_heads)
-    ]
+    sizes = {"heads": heads, "kvHeads": kv_heads, "headDim": head_dim}
     return Explorer(
         "head_map",
-        {
-            "heads": heads,
-            "kvHeads": kv_heads,
-            "headDim": head_dim,
-            "layers": layers,
-            "element": 2,
-            "query": query,
-        },
+        {**sizes, "layers": layers, "element": 2, "query": query},
         title="Which key-value head does a query head read?",
         columns=["KV head", "read by query heads"],
-        rows=rows,
+        rows=_rows(heads, kv_heads),
         checks=checks,
         hint=HINT,
     )
+
+
+def _rows(heads: int, kv_heads: int) -> list[tuple[str, str]]:
+    firsts = range(0, heads, heads // kv_heads)
+    shared = [sharers(first, heads, kv_heads) for first in firsts]
+    return [(f"KV {g}", ", ".join(map(str, s))) for g, s in enumerate(shared)]

@@ -106,6 +106,22 @@ def _checks(cfg: Config, found: Yarn) -> list[Check]:
     ]
 
 
+def _start(cfg: Config, found: Yarn) -> dict[str, object]:
+    query, key = _vectors()
+    return {
+        "width": cfg.qk_rope_head_dim,
+        "theta": cfg.rope_theta,
+        "factor": found.factor,
+        "window": found.original_max_position_embeddings,
+        "fast": found.beta_fast,
+        "slow": found.beta_slow,
+        "weight": found.mscale_all_dim,
+        "nope": cfg.qk_nope_head_dim,
+        "query": query,
+        "key": key,
+    }
+
+
 def rotation(cfg: Config | None = None) -> Explorer:
     """Turning pairs, YaRN's speeds, scores by distance and both layouts.
 
@@ -117,30 +133,14 @@ def rotation(cfg: Config | None = None) -> Explorer:
     if found is None:
         raise ValueError("the config has no rope_scaling to explore")
     width, theta = cfg.qk_rope_head_dim, cfg.rope_theta
-    window = found.original_max_position_embeddings
-    before = plain(width, theta)
     after = rope.frequencies(width, theta, found).tolist()
-    query, key = _vectors()
+    pairs = zip(plain(width, theta), after, strict=True)
     return Explorer(
         "rotation",
-        {
-            "width": width,
-            "theta": theta,
-            "factor": found.factor,
-            "window": window,
-            "fast": found.beta_fast,
-            "slow": found.beta_slow,
-            "weight": found.mscale_all_dim,
-            "nope": cfg.qk_nope_head_dim,
-            "query": query,
-            "key": key,
-        },
+        _start(cfg, found),
         title="Positions as rotating pairs",
         columns=["pair", "radians per token", "with YaRN"],
-        rows=[
-            (m, f"{a:.6g}", f"{b:.6g}")
-            for m, (a, b) in enumerate(zip(before, after, strict=True))
-        ],
+        rows=[(m, f"{a:.6g}", f"{b:.6g}") for m, (a, b) in enumerate(pairs)],
         checks=_checks(cfg, found),
         hint=HINT,
     )
