@@ -61,20 +61,7 @@ class Addition:
 
     def reward(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, "b"]:
         """1 for the exact answer up to its end token, else 0."""
-        return self.right_tokens(tokens).all(1).to(torch.float32)
-
-    def right_tokens(self, tokens: Int[Tensor, "b t"]) -> Bool[Tensor, "b s"]:
-        """Which answer tokens are right, padded as :meth:`solve` pads."""
-        width = 2 * self.digits + 2
-        expected, _ = self.solve(tokens[:, :width])
-        missing = expected.shape[1] - tokens.shape[1]
-        if missing < 0:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens exceed the longest text, "
-                f"{expected.shape[1]}"
-            )
-        padded = torch.nn.functional.pad(tokens, (0, missing), value=EOS)
-        return (padded == expected)[:, width:]
+        return right_tokens(self, tokens).all(1).to(torch.float32)
 
     def _number(self, prompts: Tensor, start: int) -> Int[Tensor, "b"]:
         power = 10 ** torch.arange(self.digits - 1, -1, -1)
@@ -83,6 +70,26 @@ class Addition:
     def _write(self, left: Tensor, right: Tensor) -> Int[Tensor, "q t"]:
         sign = torch.full_like(left[:, :1], PLUS)
         return torch.cat([left, sign, right, sign + 1], 1)
+
+
+def right_tokens(
+    task: Addition, tokens: Int[Tensor, "b t"]
+) -> Bool[Tensor, "b s"]:
+    """Which answer tokens are right, padded as :meth:`Addition.solve` pads.
+
+    The steps of process supervision. Raises ``ValueError`` for a text that is
+    longer than any answer.
+    """
+    width = 2 * task.digits + 2
+    expected, _ = task.solve(tokens[:, :width])
+    missing = expected.shape[1] - tokens.shape[1]
+    if missing < 0:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens exceed the longest text, "
+            f"{expected.shape[1]}"
+        )
+    padded = torch.nn.functional.pad(tokens, (0, missing), value=EOS)
+    return (padded == expected)[:, width:]
 
 
 def text(tokens: Int[Tensor, "t"]) -> str:

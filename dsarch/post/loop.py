@@ -149,24 +149,24 @@ def grpo_update(
     temperature: float = 1.0,
     delta: float | None = None,
 ) -> dict[str, float]:
-    r"""Updates on one batch; returns the means that are plotted.
+    """Updates on one batch; returns means to plot, none without rows.
 
     ``advantage`` replaces the group's own (process supervision), ``delta``
-    turns on V3.2's off-policy mask. A batch without rows changes nothing.
+    turns on V3.2's off-policy mask.
     """
-    samples = batch.rollout
     if advantage is None:
         advantage = advantages(batch.rewards, choice.scale).flatten()
     score = Scorer(model, temperature)
-    ref = _reference_logp(reference, samples, temperature)
-    found = []
-    for _ in range(epochs):
-        for rows in torch.arange(len(samples.tokens)).chunk(minibatches):
-            part = _rows(samples, rows)
-            read = Reading(
-                part, advantage[rows], None if ref is None else ref[rows]
-            )
-            found.append(_policy_step(score, optimizer, read, choice, delta))
+    ref_logp = _reference_logp(reference, batch.rollout, temperature)
+    whole = Reading(batch.rollout, advantage, ref_logp)
+    rows = (
+        torch.arange(len(batch.rewards.flatten())).chunk(minibatches) * epochs
+    )
+    found = [
+        _policy_step(score, optimizer, whole.part(part), choice, delta)
+        for part in rows
+        if len(part)
+    ]
     return _means(batch, found)
 
 
@@ -197,8 +197,13 @@ class Reading(NamedTuple):
     advantage: Float[Tensor, "b *t"]
     ref_logp: Float[Tensor, "b t"] | None
 
+    def part(self, rows: Int[Tensor, "z"]) -> "Reading":
+        """Some rows of everything."""
+        ref = None if self.ref_logp is None else self.ref_logp[rows]
+        return Reading(_rows(self.samples, rows), self.advantage[rows], ref)
 
-def _rows(samples: Rollout, rows: Int[Tensor, "b"]) -> Rollout:
+
+def _rows(samples: Rollout, rows: Int[Tensor, "z"]) -> Rollout:
     tokens, mask, logp = (x.index_select(0, rows) for x in samples[:3])
     allowed = samples.allowed
     if allowed is not None:

@@ -179,17 +179,21 @@ def reduce(
     total = per_token.masked_fill(~mask, 0.0).sum()
     if choice.reduction == "token":
         return total / max(1, int(mask.sum()) if tokens is None else tokens)
-    if choice.reduction != "constant":
-        raise ValueError(
-            f"reduction {choice.reduction!r} is none of 'sequence', 'token', "
-            "'constant'"
-        )
+    if choice.reduction == "constant":
+        return total / (len(mask) * _longest(choice))
+    raise ValueError(
+        f"reduction {choice.reduction!r} is none of 'sequence', 'token', "
+        "'constant'"
+    )
+
+
+def _longest(choice: Objective) -> int:
     if choice.max_length is None or choice.max_length < 1:
         raise ValueError(
             "the reduction 'constant' divides by max_length, found "
             f"{choice.max_length}"
         )
-    return total / (len(mask) * choice.max_length)
+    return choice.max_length
 
 
 def _check(samples: Samples, choice: Objective) -> None:

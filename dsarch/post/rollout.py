@@ -5,6 +5,7 @@ truncated vocabulary (keep-sampling-mask) and, in a mixture of experts, the
 same experts (keep-routing; V3.2 report, section 3.1).
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -148,15 +149,11 @@ def rollout(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
     record = Recorder(prompts, top_p < 1)
+    choose = partial(draw, temperature=temperature, top_p=top_p)
     alive = torch.ones_like(prompts[:, 0], dtype=torch.bool)
     caches, fed = model.caches(), prompts
     for _ in range(max_new_tokens):
-        drawn = draw(
-            model(fed, caches)[:, -1],
-            temperature=temperature,
-            top_p=top_p,
-            generator=generator,
-        )
+        drawn = choose(model(fed, caches)[:, -1], generator=generator)
         token = torch.where(alive, drawn.token, eos)
         record.add(token, alive, drawn)
         alive, fed = alive & (token != eos), token[:, None]

@@ -76,21 +76,17 @@ def render(
     _check_words("train", train, ("last", "all", "none"))
     _check_words("keep", keep, ("user", "any", "never"))
     tokens, mask = [template.bos], [False]
-    last = last_user(messages)
+    last, end = last_user(messages), len(messages) - 1
     for place, message in enumerate(messages):
         _check_message(message, template)
-        learns = train == "all" or (train == "last" and place > last)
-        keeps = {"user": place > last, "any": place == len(messages) - 1}
-        words = _words(message, template, keeps.get(keep, True))
-        speaks = message.role == "assistant"
+        keeps = {"user": place > last, "any": place == end, "never": True}
+        learns = {"last": place > last, "all": True, "none": False}
+        words = _words(message, template, keeps[keep])
+        trained = message.role == "assistant" and learns[train]
+        mask += [False] + [trained] * (len(words) - 1) if words else []
         tokens += words
-        trained = [speaks and learns] * len(words)
-        if speaks:
-            trained[0] = False
-        mask += trained
-    if prompt:
-        tokens, mask = [*tokens, template.assistant], [*mask, False]
-    return Example(tokens, mask)
+    opened = [template.assistant] * prompt
+    return Example(tokens + opened, mask + [False] * prompt)
 
 
 def last_user(messages: Sequence[Message]) -> int:
