@@ -6,7 +6,7 @@ weighs its answer are two different scores; only the second has gradients.
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -151,7 +151,7 @@ class Router(nn.Module):
 
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> Self:
+    ) -> Any:
         # Casts spare integers, moves do not: in bf16 the small steps of the
         # bias would be rounded away.
         bias = self.e_score_correction_bias
