@@ -159,9 +159,7 @@ def grpo_update(
     score = Scorer(model, temperature)
     ref_logp = _reference_logp(reference, batch.rollout, temperature)
     whole = Reading(batch.rollout, advantage, ref_logp)
-    rows = (
-        torch.arange(len(batch.rewards.flatten())).chunk(minibatches) * epochs
-    )
+    rows = torch.arange(batch.rewards.numel()).chunk(minibatches) * epochs
     found = [
         _policy_step(score, optimizer, whole.part(part), choice, delta)
         for part in rows
