@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dsarch.block import Block
-from dsarch.cache import Cache
+from dsarch.cache import Cache, length
 from dsarch.config import Config
 from dsarch.layers import Linear, causal_mask, positions, widen
 from dsarch.rope import phases
@@ -27,8 +27,9 @@ class MTP(Block):
 
     :meth:`merge` joins the state of position $i$ with the embedding of token
     $t_{i+1}$, the layer runs on the result at position $i$, and
-    ``shared_head.head`` turns its normed output into logits of $t_{i+2}$.
-    Embedding and head are the main model's own, norm and layer are not.
+    ``shared_head.head`` turns its normed output into logits of $t_{i+2}$:
+    :func:`advance` is all but the last step. Embedding and head are the main
+    model's own, norm and layer are not.
     Source: DeepSeek-V3 report, equations 21 to 23; the released layer 61.
     """
 
@@ -73,6 +74,20 @@ class MTP(Block):
         return self.shared_head.norm(super().forward(x, phase, mask, cache))
 
 
+def advance(
+    module: MTP,
+    hidden: Float[Tensor, "b t d"],
+    tokens: Int[Tensor, "b t"],
+    cache: Cache | None = None,
+) -> Float[Tensor, "b t d"]:
+    """States one step further, from the position after the cached ones."""
+    start, count = length(cache), tokens.size(1)
+    position = positions(len(tokens), start, count, tokens.device)
+    mask = causal_mask(position, start + count)
+    x = module.merge(hidden, tokens)
+    return module(x, phases(module.cfg, position), mask, cache)
+
+
 def mtp_losses(
     modules: Sequence[MTP],
     hidden: Float[Tensor, "b t d"],
@@ -88,26 +103,18 @@ def mtp_losses(
     by $T$. ``ValueError`` if the lengths do not fit or leave a depth empty.
     Source: DeepSeek-V3 report, equations 24 and 25.
     """
-    length = hidden.size(1)
-    if tokens.size(1) != length + 1 or length <= len(modules):
+    sequences, count = hidden.shape[:2]
+    if tokens.size(1) != count + 1 or count <= len(modules):
         raise ValueError(
-            f"{len(modules)} depths over {length} states need "
-            f"{length + 1} tokens and more states than depths, "
-            f"found {tokens.size(1)} tokens"
+            f"{len(modules)} depths over {count} states need more states "
+            f"than depths and {count + 1} tokens, found {tokens.size(1)}"
         )
     losses = []
     for depth, module in enumerate(modules, 1):
-        count = length - depth
-        known = tokens[:, depth : depth + count]
-        target = tokens[:, depth + 1 :]
-        position = positions(len(tokens), 0, count, tokens.device)
-        hidden = module(
-            module.merge(hidden[:, :count], known),
-            phases(module.cfg, position),
-            causal_mask(position, count),
-        )
+        known, target = tokens[:, depth:-1], tokens[:, depth + 1 :]
+        hidden = advance(module, hidden[:, : count - depth], known)
         total = nll(module.shared_head.head(hidden), target).sum()
-        losses.append(total / (len(tokens) * length))
+        losses.append(total / (sequences * count))
     return torch.stack(losses)
 
 
