@@ -85,9 +85,13 @@ def dequantize(
 def scale_for(
     amax: Float[Tensor, "*z"], format: str = "e4m3", pow2: bool = False
 ) -> Float[Tensor, "*z"]:
-    """The scale of a block whose largest magnitude is ``amax``."""
+    """The scale of a block whose largest magnitude is ``amax``.
+
+    NaN where that is infinite or NaN, which marks the block as spoilt.
+    """
     s = amax.to(torch.float32).clamp(min=SMALLEST_AMAX) / largest(format)
-    return power_of_two(s) if pow2 else s
+    s = power_of_two(s) if pow2 else s
+    return s.masked_fill(~s.isfinite(), torch.nan)
 
 
 def power_of_two(s: Float[Tensor, "*z"]) -> Float[Tensor, "*z"]:

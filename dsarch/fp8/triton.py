@@ -40,15 +40,15 @@ def round_e4m3(y):
 def tile_scale(peak, POW2: tl.constexpr):
     """The scale, from the bits of the largest magnitude.
 
-    As integers, magnitudes keep their order and NaN comes out on top, so
-    the maximum cannot miss it. 0x38D1B717 is 1e-4, the floor.
+    As integers, magnitudes keep their order, and from 0x7F800000 on they
+    are infinite or NaN: the maximum cannot miss them. 0x38D1B717 is 1e-4.
     """
-    peak = tl.maximum(peak, 0x38D1B717).to(tl.float32, bitcast=True)
-    s = tl.div_rn(peak, 448.0)
+    amax = tl.maximum(peak, 0x38D1B717).to(tl.float32, bitcast=True)
+    s = tl.div_rn(amax, 448.0)
     if POW2:
         up = (s.to(tl.int32, bitcast=True) + 0x7FFFFF) & 0x7F800000
-        s = tl.where(s == s, up.to(tl.float32, bitcast=True), s)
-    return s
+        s = up.to(tl.float32, bitcast=True)
+    return tl.where(peak < 0x7F800000, s, float("nan"))
 
 
 @triton.jit
@@ -201,8 +201,8 @@ def fp8_gemm(
         raise ValueError(f"inner widths {d} and {width} differ")
     for operand in (a.values, b.values):
         _check(operand, (torch.float8_e4m3fn,))
-    c = torch.zeros(z, f, dtype=dtype, device=a.values.device)
-    if not (c.numel() and d):
+    c = torch.empty(z, f, dtype=dtype, device=a.values.device)
+    if not c.numel():
         return c
     # FP8 tensor cores read both operands along the summed axis.
     parts = [part.contiguous() for part in (*a[:2], *b[:2])]
