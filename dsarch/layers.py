@@ -19,6 +19,10 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
+    def matrix(self) -> Tensor:
+        """$W$ for a product made elsewhere, as MLA's; FP8 rounds it."""
+        return self.weight
+
 
 class SwiGLU(nn.Module):
     r"""The gated MLP, dense layer and expert alike.

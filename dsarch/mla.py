@@ -74,7 +74,7 @@ class MLA(nn.Module):
 
     def up(self) -> tuple[Tensor, Tensor]:
         """$W^{UK}$ and $W^{UV}$, which the checkpoint stores as one matrix."""
-        w = self.kv_b_proj.weight.unflatten(0, (-1, sum(self.kv_rows)))
+        w = self.kv_b_proj.matrix().unflatten(0, (-1, sum(self.kv_rows)))
         return w.split(self.kv_rows, 1)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dsarch.config import Config
 from dsarch.fp8 import ops
 from dsarch.fp8.linear import (
     DEEPSEEK,
@@ -25,6 +26,7 @@ from dsarch.fp8.reference import (
     quantize,
 )
 from dsarch.layers import Linear, SwiGLU
+from dsarch.mla import MLA
 
 COLUMN = TILE[::-1]
 
@@ -293,3 +295,24 @@ def test_a_nan_reaches_the_output_of_its_token_only(generator):
     x[7, 3] = torch.nan
     y = module(x).detach()
     assert y[7].isnan().all() and y.isnan().any(1).sum() == 1
+
+
+def test_a_converted_attention_reads_rounded_weights(generator):
+    """MLA contracts the latent's weight itself; both forms see FP8."""
+    cfg = Config(num_hidden_layers=1)
+    attention = MLA(cfg).double()
+    plain = [w.detach() for w in attention.up()]
+    convert(attention)
+    rounded = attention.up()
+    whole = quantize(attention.kv_b_proj.weight.detach(), BLOCK)
+    want = dequantize(whole, torch.float64).unflatten(
+        0, (cfg.num_attention_heads, -1)
+    )
+    for w, old, new in zip(
+        rounded, plain, want.split(attention.kv_rows, 1), strict=True
+    ):
+        assert torch.equal(w, new) and not torch.equal(w, old)
+    rounded[0].sum().backward()
+    n = attention.kv_rows[0]
+    grad = attention.kv_b_proj.weight.grad.unflatten(0, want.shape[:2])
+    assert (grad[:, :n] == 1).all() and (grad[:, n:] == 0).all()

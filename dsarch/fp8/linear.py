@@ -127,6 +127,19 @@ class ScaledLinear(torch.autograd.Function):
         return dx, dw, None
 
 
+class Rounded(torch.autograd.Function):
+    """A weight rounded to FP8 and back; its gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, recipe: Recipe) -> Tensor:
+        q = recipe.quantize(weight, recipe.weight, recipe.format)
+        return dequantize(q, weight.dtype, recipe.backend)
+
+    @staticmethod
+    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor, None]:
+        return dw, None
+
+
 class FP8Linear(nn.Linear):
     """A linear layer that multiplies in FP8 and keeps its master weight.
 
@@ -153,6 +166,10 @@ class FP8Linear(nn.Linear):
         y = ScaledLinear.apply(flat, self.weight, self.recipe)
         y = y.reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def matrix(self) -> Tensor:
+        """The rounded weight: MLA contracts its latent's with einsum."""
+        return Rounded.apply(self.weight, self.recipe)
 
 
 def convert(

@@ -27,7 +27,7 @@ MUTATIONS = [
     Mutation(
         id="03.all-keys-first",
         file="dsarch/mla.py",
-        old="w = self.kv_b_proj.weight.unflatten(0, (-1, sum(self.kv_rows)))\n"
+        old="w = self.kv_b_proj.matrix().unflatten(0, (-1, sum(self.kv_rows)))\n"
         "        return w.split(self.kv_rows, 1)",
         new="h = self.cfg.num_attention_heads\n"
         "        rows = [h * n for n in self.kv_rows]\n"
