@@ -1,0 +1,155 @@
+"""Tables of numbers as colours, head maps and box diagrams."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dsarch.analysis.plots import COLOURS, Figure, canvas, in_style
+from dsarch.attention import head_map as readers
+
+# Almost black and white: pure ones would follow the theme of the page.
+INK, PAPER = "#101010", "#fbfbfb"
+
+
+@in_style
+def heatmap(
+    values: Any,
+    *,
+    xlabel: str,
+    ylabel: str,
+    alt: str,
+    text: str = "{:.2f}",
+    colours: str = "cividis",
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """A matrix as coloured cells, with the numbers in them up to 12 x 12.
+
+    ``text`` formats a cell; an empty one leaves the numbers out. Larger
+    matrices get a colour bar instead.
+    """
+    table = np.asarray(values, dtype=float)
+    rows, columns = table.shape
+    written = bool(text) and max(rows, columns) <= 12
+    fig, ax = canvas(size=size or (1 + 0.5 * min(columns, 11), 3.2))
+    image = ax.pcolormesh(table, cmap=colours, edgecolors="face")
+    image.set_rasterized(table.size > 2500)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(rows, 0))
+    ax.grid(visible=False)
+    if not written:
+        fig.colorbar(image, ax=ax)
+        return Figure(fig, alt)
+    ax.set_xticks(np.arange(columns) + 0.5, range(columns))
+    ax.set_yticks(np.arange(rows) + 0.5, range(rows))
+    ax.tick_params(length=0)
+    for (i, j), value in np.ndenumerate(table):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
+        ink = INK if light else PAPER
+        words = text.format(value)
+        at = (j + 0.5, i + 0.5)
+        ax.text(*at, words, color=ink, ha="center", va="center", size=9)
+    return Figure(fig, alt)
+
+
+def _box(ax: Any, x: float, y: float, words: str, **style: Any) -> Any:
+    look = {"facecolor": "#ffffff", "edgecolor": "#000000", "linewidth": 1.2}
+    shape = {"boxstyle": "round,pad=0.35", **look, **style}
+    return ax.text(x, y, words, ha="center", va="center", bbox=shape)
+
+
+@in_style
+def head_sharing(heads: int, kv_heads: int) -> Figure:
+    """Query heads in a row, each joined to the KV head that it reads.
+
+    ``ValueError`` if ``kv_heads`` does not divide ``heads``.
+    """
+    owner = readers(heads, kv_heads).tolist()
+    share = heads // kv_heads
+    fig, ax = canvas(size=(min(8.0, 0.9 + 0.5 * heads), 2.0))
+    ax.axis("off")
+    ax.set(xlim=(-1.4, heads - 0.4), ylim=(-0.4, 1.4))
+    centres = [g * share + (share - 1) / 2 for g in range(kv_heads)]
+    for query, g in enumerate(owner):
+        ax.plot([query, centres[g]], [1, 0], "-", color="#8a8a8a", lw=1.2)
+    for query in range(heads):
+        _box(ax, query, 1, str(query))
+    for g, centre in enumerate(centres):
+        fill = {"facecolor": COLOURS[g % 6], "edgecolor": COLOURS[g % 6]}
+        _box(ax, centre, 0, str(g), **fill).set_color(PAPER)
+    ax.text(-0.8, 1, "query", ha="right", va="center")
+    ax.text(-0.8, 0, "key, value", ha="right", va="center")
+    return Figure(fig, _sharing_alt(heads, kv_heads))
+
+
+def _sharing_alt(heads: int, kv_heads: int) -> str:
+    share = heads // kv_heads
+    what = f"{heads} query heads above {kv_heads} key-value heads: "
+    if share == 1:
+        return what + "each has its own."
+    if kv_heads == 1:
+        return what + "all share the only one."
+    return what + f"each is shared by {share} neighbouring query heads."
+
+
+@in_style
+def flow(
+    boxes: Mapping[str, tuple[float, float]],
+    arrows: Sequence[tuple[str, str] | tuple[str, str, str]],
+    *,
+    alt: str,
+    strong: Sequence[str] = (),
+    size: tuple[float, float] | None = None,
+) -> Figure:
+    """Boxes at grid places ``(column, row)`` and arrows between them.
+
+    Row 0 is on top; an arrow may carry words. ``strong`` boxes are filled:
+    by convention of the book, what stays in the cache. An arrow from or to
+    an unknown box raises ``ValueError``.
+    """
+    columns = [x for x, _ in boxes.values()]
+    rows = [y for _, y in boxes.values()]
+    wide, high = max(columns) - min(columns), max(rows) - min(rows)
+    fig, ax = canvas(size=size or (1.6 + 1.5 * wide, 0.8 + 0.8 * high))
+    ax.axis("off")
+    ax.set(
+        xlim=(min(columns) - 0.5, max(columns) + 0.5),
+        ylim=(max(rows) + 0.4, min(rows) - 0.4),
+    )
+    drawn = {}
+    for name, place in boxes.items():
+        colour = {"facecolor": COLOURS[0], "edgecolor": COLOURS[0]}
+        fill = colour if name in strong else {}
+        drawn[name] = _box(ax, place[0], place[1], name, **fill)
+        if name in strong:
+            drawn[name].set(color=PAPER, weight="bold")
+    fig.canvas.draw()
+    for start, end, *words in arrows:
+        _arrow(ax, drawn, boxes, start, end, " ".join(words))
+    return Figure(fig, alt)
+
+
+def _arrow(
+    ax: Any,
+    drawn: Mapping[str, Any],
+    boxes: Mapping[str, tuple[float, float]],
+    start: str,
+    end: str,
+    words: str,
+) -> None:
+    for name in (start, end):
+        if name not in drawn:
+            raise ValueError(f"no box {name!r} among {', '.join(drawn)}")
+    look = {
+        "arrowstyle": "-|>",
+        "color": "#000000",
+        "linewidth": 1.1,
+        "patchA": drawn[start].get_bbox_patch(),
+        "patchB": drawn[end].get_bbox_patch(),
+    }
+    ax.annotate("", boxes[end], boxes[start], arrowprops=look)
+    if words:
+        (x0, y0), (x1, y1) = boxes[start], boxes[end]
+        at = ((x0 + x1) / 2, (y0 + y1) / 2)
+        pad = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5}
+        ax.text(*at, words, size=8.5, ha="center", va="center", bbox=pad)
