@@ -110,7 +110,9 @@ class Explorer:
             f'<script type="module">\n{module(self.widget)}</script>'
         )
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self.html}
 
 
