@@ -27,6 +27,7 @@ from dsarch.fp8.reference import (
 )
 from dsarch.layers import Linear, SwiGLU
 from dsarch.mla import MLA
+from dsarch.model import DeepSeek
 
 COLUMN = TILE[::-1]
 
@@ -316,3 +317,27 @@ def test_a_converted_attention_reads_rounded_weights(generator):
     n = attention.kv_rows[0]
     grad = attention.kv_b_proj.weight.grad.unflatten(0, want.shape[:2])
     assert (grad[:, :n] == 1).all() and (grad[:, n:] == 0).all()
+
+
+@pytest.mark.parametrize("topk", [None, 9])
+def test_a_whole_model_converts_and_learns(topk):
+    """Experts go through the loop, so that their FP8 layers are called."""
+    cfg = Config(num_hidden_layers=2, index_topk=topk)
+    model = DeepSeek(cfg)
+    tokens = torch.randint(0, cfg.vocab_size, (2, 21))
+    plain = model(tokens).detach()
+    convert(model)
+    kept = {
+        name.rpartition(".")[2]
+        for name, precision in precision_map(model).items()
+        if precision != "e4m3" and not name.endswith("norm")
+    }
+    wanted = {"embed_tokens", "lm_head", "gate", "eh_proj"}
+    assert kept == wanted | ({"weights_proj"} if topk else set())
+    experts = model.model.layers[1].mlp.experts
+    assert isinstance(experts[0].up_proj, FP8Linear)
+    logits = model(tokens)
+    assert 1e-6 < difference(logits.detach(), plain) < 0.1
+    logits.square().mean().backward()
+    used = [e for e in experts if e.up_proj.weight.grad is not None]
+    assert used and all(e.up_proj.weight.grad.isfinite().all() for e in used)

@@ -15,6 +15,7 @@ from dsarch.fp8.reference import (
     fp8_gemm,
     power_of_two,
     quantize,
+    rounded,
     scale_for,
     weight_dequant,
     weight_quant,
@@ -85,6 +86,16 @@ def abs_max(x):
 
 def spread(scale, x):
     return scale.repeat_interleave(128, 1)[:, : x.size(1)]
+
+
+def test_rounded_keeps_shape_and_dtype(generator):
+    x = normal(generator, 24, 200)
+    want = dequantize(quantize(x, TILE, pow2=True))
+    cube = rounded(x.reshape(2, 3, 4, 200), pow2=True)
+    assert torch.equal(cube.reshape(24, 200), want)
+    assert rounded(x[0], BLOCK).shape == (200,)
+    assert rounded(x.bfloat16(), format="e5m2").dtype == torch.bfloat16
+    assert rounded(x[:0]).shape == (0, 200)
 
 
 def test_anchor_scales():

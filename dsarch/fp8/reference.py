@@ -82,6 +82,22 @@ def dequantize(
     return _join(tiles * q.scale[:, None, :, None], q.values.shape).to(dtype)
 
 
+def rounded(
+    x: Float[Tensor, "*z d"],
+    block: Block = TILE,
+    *,
+    format: str = "e4m3",
+    pow2: bool = False,
+) -> Float[Tensor, "*z d"]:
+    """What is left of ``x`` after FP8: quantised and decoded again.
+
+    Leading axes count as rows; shape and dtype stay.
+    """
+    matrix = x.reshape(x.shape[:-1].numel(), x.size(-1))
+    q = quantize(matrix, block, format=format, pow2=pow2)
+    return dequantize(q, x.dtype).reshape(x.shape)
+
+
 def scale_for(
     amax: Float[Tensor, "*z"], format: str = "e4m3", pow2: bool = False
 ) -> Float[Tensor, "*z"]:

@@ -39,7 +39,7 @@ def equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("format", NATIVE)
-def test_decode_equals_torch_and_ml_dtypes_on_every_code(format):
+def test_decode_equals_torch_and_ml_dtypes_on_every_code(format, witness):
     in_torch, in_numpy = NATIVE[format]
     value = decode(CODES, format)
     equal(value, CODES.view(in_torch).to(torch.float32))
@@ -47,15 +47,27 @@ def test_decode_equals_torch_and_ml_dtypes_on_every_code(format):
         want = CODES.numpy().view(in_numpy).astype(np.float32)
     equal(value, torch.from_numpy(want))
     assert torch.equal(value.signbit(), torch.from_numpy(np.signbit(want)))
+    witness(
+        "eq-fp8-value",
+        (value - torch.from_numpy(want)).nan_to_num().abs().max(),
+        reference="ml_dtypes and torch, every code",
+        code="dsarch.fp8.formats.decode",
+    )
 
 
 @pytest.mark.parametrize("format", ["e4m3", "e5m2"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_encode_equals_torch_on_every_input(format, dtype):
+def test_encode_equals_torch_on_every_input(format, dtype, witness):
     """Overflow, infinities, NaN and signed zeros included."""
     x = every(dtype)
     want = x.to(NATIVE[format][0]).view(torch.uint8)
     assert torch.equal(encode(x, format), want)
+    witness(
+        "eq-fp8-encode",
+        (encode(x, format) != want).sum(),
+        reference="torch casts, every fp16 and bf16 input",
+        code="dsarch.fp8.formats.encode",
+    )
 
 
 @pytest.mark.parametrize("format", ["e4m3", "e5m2"])
@@ -85,7 +97,7 @@ def test_scales_equal_both_libraries_on_powers_of_two_only():
 
 
 @pytest.mark.parametrize("blocks", [(TENSOR, TENSOR), (ROW, ROW)])
-def test_products_equal_torch_scaled_mm(blocks, generator):
+def test_products_equal_torch_scaled_mm(blocks, generator, witness):
     """With one scale for all, and one per row of each operand."""
     a = quantize(torch.randn(48, 320, generator=generator), blocks[0])
     b = quantize(torch.randn(80, 320, generator=generator), blocks[1])
@@ -97,6 +109,12 @@ def test_products_equal_torch_scaled_mm(blocks, generator):
     )
     close(fp8_gemm(a, b), want)
     close(fp8_gemm(a, b, promote=None), want)
+    witness(
+        "eq-fp8-gemm",
+        (fp8_gemm(a, b) - want).abs().max() / want.abs().max(),
+        reference="torch _scaled_mm",
+        code="dsarch.fp8.reference.fp8_gemm",
+    )
 
 
 @pytest.mark.parametrize("shape", [(576, 320), (130, 1), (256, 384)])
@@ -113,7 +131,7 @@ def test_weights_decode_as_transformers_does(shape, generator):
         assert scale_inv.shape == (5, 3)
 
 
-def test_weights_are_quantized_as_transformers_does(generator):
+def test_weights_are_quantized_as_transformers_does(generator, witness):
     """With power-of-two scales both paths are exact, so the codes agree."""
     module = pytest.importorskip("transformers.integrations.finegrained_fp8")
     config = SimpleNamespace(weight_block_size=[128, 128], scale_fmt="ue8m0")
@@ -128,3 +146,9 @@ def test_weights_are_quantized_as_transformers_does(generator):
     )
     back = module.Fp8Dequantize(quantizer)._dequantize_one(q, scale_inv)
     equal(dequantize(Quantized(q, scale_inv, BLOCK)), back)
+    witness(
+        "eq-fp8-scale",
+        (scale_inv - theirs["x.weight_scale_inv"].to(torch.float32)).max(),
+        reference="transformers finegrained_fp8",
+        code="dsarch.fp8.reference.quantize",
+    )
