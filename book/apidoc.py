@@ -1,4 +1,4 @@
-"""The reference page: every module of the package, read by autodoc.
+"""The reference pages: every module of the package, read by autodoc.
 
 Docstrings hold Markdown marks (`code` and $formulas$); autodoc wants
 reStructuredText.
@@ -15,7 +15,6 @@ from book.contents import ROOT
 MARK = "<!-- modules -->"
 FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S)
 CODE = re.compile(r"(?<![`:\w])`(?P<code>[^`\n]+)`(?![`_])")
-SKIP = ("__main__",)
 SECTION = """## {name}
 
 ```{{eval-rst}}
@@ -24,22 +23,39 @@ SECTION = """## {name}
 ```"""
 
 
-def modules() -> list[str]:
-    """Name all modules of the package, outermost first."""
-    names = []
-    for path in sorted((ROOT / "dsarch").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] == "__init__" or parts[-1] in SKIP:
-            continue
-        names.append(".".join(parts))
-    return sorted(names, key=lambda name: (name.count(".") > 1, name))
+# The order in which chapters build the model; others follow by name.
+ORDER = (
+    "config released layers rope cache attention mla dsa router moe mtp block "
+    "model generate checkpoint"
+).split()
+
+
+def modules(page: str) -> list[str]:
+    """Name the modules of one page: a folder, or all outside folders."""
+    folder = ROOT / "dsarch" / page
+    if page != "model":
+        paths = sorted(folder.rglob("*.py"))
+    else:
+        paths = sorted(
+            (ROOT / "dsarch").glob("*.py"),
+            key=lambda path: (
+                ORDER.index(path.stem) if path.stem in ORDER else len(ORDER),
+                path.stem,
+            ),
+        )
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in paths
+        if not path.stem.startswith("__")
+    ]
 
 
 def list_modules(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put one section per module in place of the mark."""
-    if docname != "api" or MARK not in source[0]:
+    folder, _, page = docname.partition("/")
+    if folder != "api" or MARK not in source[0]:
         return
-    sections = [SECTION.format(name=name) for name in modules()]
+    sections = [SECTION.format(name=name) for name in modules(page)]
     source[0] = source[0].replace(MARK, "\n\n".join(sections))
 
 

@@ -46,6 +46,7 @@ APPENDIX = [
     "api",
     "references",
 ]
+SECTIONS = {"api": ["model", "fp8", "train", "post", "analysis", "teaching"]}
 CHAPTERS = {
     int(slug[:2]): (f"chapters/{slug}", title)
     for chapters in PARTS.values()
@@ -58,6 +59,13 @@ def exists(page: str) -> bool:
     return any((ROOT / f"{page}{end}").exists() for end in (".ipynb", ".md"))
 
 
+def entry(page: str) -> dict:
+    """Return a page of the appendix with the pages below it."""
+    below = [f"{page}/{name}" for name in SECTIONS.get(page, ())]
+    files = [{"file": name} for name in below if exists(name)]
+    return {"file": page} | ({"sections": files} if files else {})
+
+
 def toc() -> dict:
     """Build the table of contents from the pages that exist."""
     parts: list[dict] = []
@@ -66,7 +74,7 @@ def toc() -> dict:
         files = [{"file": page} for page in pages if exists(page)]
         if files:
             parts.append({"caption": caption, "numbered": 2, "chapters": files})
-    files = [{"file": page} for page in APPENDIX if exists(page)]
+    files = [entry(page) for page in APPENDIX if exists(page)]
     parts.append({"caption": "Appendix", "chapters": files})
     return {"format": "jb-book", "root": "intro", "parts": parts}
 

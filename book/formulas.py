@@ -1,7 +1,10 @@
 """Formulas rendered by KaTeX while building; an error is a build warning."""
 
 import html
+import json
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
 from docutils import nodes
@@ -10,6 +13,8 @@ from sphinx.util import logging
 from sphinxcontrib import katex
 
 LOG = logging.getLogger(__name__)
+SCRIPT = Path(__file__).with_name("katex_lines.js")
+LIBRARY = Path(katex.__file__).with_name("katex.min.js")
 
 
 def node_binary() -> str:
@@ -24,19 +29,49 @@ def node_binary() -> str:
     return found or shutil.which("node") or "node"
 
 
-def render(latex: str, node: nodes.Node, options: dict | None = None) -> str:
-    """Return the formula as HTML and MathML."""
+@cache
+def renderer() -> subprocess.Popen[str]:
+    """Start Node once; it ends by itself when this process ends."""
+    return subprocess.Popen(
+        [node_binary(), str(SCRIPT), str(LIBRARY)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf8",
+        bufsize=1,
+    )
+
+
+@cache
+def to_html(latex: str, display: bool) -> str:
+    """Return the formula as HTML and MathML.
+
+    A formula that KaTeX rejects raises `ValueError` with its reason.
+    """
+    process = renderer()
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps({"latex": latex, "display": display}))
+    process.stdin.write("\n")
+    process.stdin.flush()
+    answer = json.loads(process.stdout.readline() or '{"error": "no answer"}')
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["html"]
+
+
+def render(latex: str, node: nodes.Node, display: bool) -> str:
+    """Return the formula as HTML, or its source and a warning."""
     try:
-        return katex.render_latex(latex, options)
-    except katex.KaTeXError as error:
-        LOG.warning("%s", error, location=node, type="katex", subtype="parse")
+        return to_html(latex, display)
+    except ValueError as error:
+        LOG.warning("%s", error, location=node, type="book", subtype="math")
         return f"<code>{html.escape(latex)}</code>"
 
 
 def visit_inline(self, node: nodes.math) -> None:
     """Write a formula inside a line."""
     self.body.append(self.starttag(node, "span", "", CLASS="math"))
-    self.body.append(render(node.astext(), node) + "</span>")
+    self.body.append(render(node.astext(), node, False) + "</span>")
     raise nodes.SkipNode
 
 
@@ -48,17 +83,12 @@ def visit_display(self, node: nodes.math_block) -> None:
         self.body.append(f'<span class="eqno">({number})')
         self.add_permalink_ref(node, "Link to this equation")
         self.body.append("</span>")
-    formula = render(node.astext(), node, {"displayMode": True})
-    self.body.append(formula + "</div>")
+    self.body.append(render(node.astext(), node, True) + "</div>")
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
     """Make this the renderer that `html_math_renderer` can name."""
-    katex.NODEJS_BINARY = node_binary()
-    katex.STARTUP_TIMEOUT = 30.0
-    katex.RENDER_TIMEOUT = 30.0
-    katex.KATEX_DEFAULT_OPTIONS.update(throwOnError=True)
     app.add_html_math_renderer(
         "book_katex", (visit_inline, None), (visit_display, None)
     )
