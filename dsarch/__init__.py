@@ -5,6 +5,7 @@ from dsarch.cache import Cache
 from dsarch.checkpoint import load_checkpoint, save_checkpoint
 from dsarch.config import Config
 from dsarch.dsa import Indexer
+from dsarch.generate import generate
 from dsarch.mla import MLA
 from dsarch.model import DeepSeek
 from dsarch.moe import DeepSeekMoE, SparseMoE
@@ -21,6 +22,7 @@ __all__ = [
     "GroupedQueryAttention",
     "Indexer",
     "SparseMoE",
+    "generate",
     "load_checkpoint",
     "save_checkpoint",
 ]
