@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsarch.post.rollout import Recorder, Rollout, draw
+from dsarch.sampling import Sampling
 
 KEYS = 6
 ASK, LOOK, ADD, CALL, RESULT, ERROR, ANSWER, EOS = range(10 + KEYS, 18 + KEYS)
@@ -146,9 +147,9 @@ def play(
     episodes = [Episode(desk, max_turns) for desk in instances]
     fed = torch.tensor([desk.prompt for desk in instances])
     record, caches = Recorder(fed, False), model.caches()
+    sampling = Sampling(temperature, generator=generator)
     for _ in range(max_tokens):
-        logits = model(fed, caches)[:, -1]
-        drawn = draw(logits, temperature=temperature, generator=generator)
+        drawn = draw(model(fed, caches)[:, -1], sampling)
         pairs = zip(episodes, drawn.token.tolist(), strict=True)
         words, chosen = zip(*(e.take(word) for e, word in pairs), strict=True)
         fed = torch.tensor(words)[:, None]

@@ -41,7 +41,7 @@ class Batch(NamedTuple):
         """Only some questions, each with its whole group."""
         group = self.rewards.shape[1]
         rows = questions.repeat_interleave(group).nonzero().squeeze(1)
-        return Batch(_rows(self.rollout, rows), self.rewards[questions])
+        return Batch(self.rollout.rows(rows), self.rewards[questions])
 
 
 def step(
@@ -176,7 +176,7 @@ class Scorer(NamedTuple):
 
     def __call__(self, samples: Rollout) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``[b, t-1]`` of the choices, and entropies."""
-        logits = self.model(samples.tokens)
+        logits = samples.logits(self.model)
         logp = token_logprobs(
             logits,
             samples.tokens,
@@ -198,15 +198,7 @@ class Reading(NamedTuple):
     def part(self, rows: Int[Tensor, "z"]) -> "Reading":
         """Some rows of everything."""
         ref = None if self.ref_logp is None else self.ref_logp[rows]
-        return Reading(_rows(self.samples, rows), self.advantage[rows], ref)
-
-
-def _rows(samples: Rollout, rows: Int[Tensor, "z"]) -> Rollout:
-    tokens, mask, logp = (x.index_select(0, rows) for x in samples[:3])
-    allowed = samples.allowed
-    if allowed is not None:
-        allowed = allowed.index_select(0, rows)
-    return Rollout(tokens, mask, logp, allowed)
+        return Reading(self.samples.rows(rows), self.advantage[rows], ref)
 
 
 @torch.no_grad()
@@ -215,7 +207,8 @@ def _reference_logp(
 ) -> Tensor | None:
     if reference is None:
         return None
-    return Scorer(reference, temperature)(samples)[0]
+    free = samples._replace(routes=None)  # its own experts, not the policy's
+    return Scorer(reference, temperature)(free)[0]
 
 
 def _policy_step(

@@ -5,15 +5,14 @@ truncated vocabulary (keep-sampling-mask) and, in a mixture of experts, the
 same experts (keep-routing; V3.2 report, section 3.1).
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from dsarch.layers import widen
-from dsarch.post.logprobs import token_logprobs
+from dsarch.post.routing import Routes, record_routes, replay_routes
+from dsarch.sampling import Sampling
 
 
 class Rollout(NamedTuple):
@@ -28,20 +27,24 @@ class Rollout(NamedTuple):
     mask: Bool[Tensor, "b t"]
     logp: Float[Tensor, "b t-1"]
     allowed: Bool[Tensor, "b t-1 w"] | None = None
+    routes: Routes | None = None
 
     @property
     def lengths(self) -> Int[Tensor, "b"]:
         """Tokens chosen by the policy, the end token included."""
         return self.mask.sum(1)
 
-    def rescore(self, model: nn.Module, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities ``[b, t-1]`` of the choices under ``model``."""
-        return token_logprobs(
-            model(self.tokens),
-            self.tokens,
-            temperature=temperature,
-            allowed=self.allowed,
-        )
+    def rows(self, index: Int[Tensor, "z"]) -> "Rollout":
+        """Some of the rows, in the order of ``index``."""
+        tokens, mask, logp = (x[index] for x in self[:3])
+        sets = None if self.allowed is None else self.allowed[index]
+        routes = self.routes and {k: v[index] for k, v in self.routes.items()}
+        return Rollout(tokens, mask, logp, sets, routes)
+
+    def logits(self, model: nn.Module) -> Float[Tensor, "b t w"]:
+        """What a policy says to these texts, through the kept routes."""
+        with replay_routes(model, self.routes or {}):
+            return model(self.tokens)
 
 
 class Draw(NamedTuple):
@@ -52,45 +55,12 @@ class Draw(NamedTuple):
     allowed: Bool[Tensor, "b w"]
 
 
-def nucleus(logits: Float[Tensor, "b w"], top_p: float) -> Bool[Tensor, "b w"]:
-    """The smallest set of likeliest tokens whose probability reaches top_p.
-
-    The likeliest token is always in it. Raises ``ValueError`` unless
-    ``top_p`` is in (0, 1].
-    """
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be in (0, 1], found {top_p}")
-    if top_p == 1:
-        return torch.ones_like(logits, dtype=torch.bool)
-    p, order = widen(logits).softmax(-1).sort(-1, descending=True)
-    before = p.cumsum(-1) - p
-    kept = before < top_p
-    return torch.zeros_like(kept).scatter(-1, order, kept)
-
-
-def draw(
-    logits: Float[Tensor, "b w"],
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> Draw:
-    r"""Sample from $\mathrm{softmax}(z/T)$ restricted to the nucleus.
-
-    Temperature 0 takes the likeliest token, whose log-probability is 0.
-    Raises ``ValueError`` for a negative temperature.
-    """
-    if temperature < 0:
-        raise ValueError(f"temperature must be >= 0, found {temperature}")
-    if temperature == 0:
-        token = logits.argmax(-1)
-        allowed = nn.functional.one_hot(token, logits.shape[-1]).bool()
-        return Draw(token, torch.zeros_like(widen(logits[:, 0])), allowed)
-    scores = widen(logits) / temperature
-    allowed = nucleus(scores, top_p)
-    logp = scores.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-    token = torch.multinomial(logp.exp(), 1, generator=generator)
-    return Draw(token.squeeze(1), logp.gather(1, token).squeeze(1), allowed)
+def draw(logits: Float[Tensor, "b w"], sampling: Sampling) -> Draw:
+    """One token per row; at temperature 0 its log-probability is 0."""
+    p = sampling.probabilities(logits[:, None])
+    token = sampling.draw(p)
+    logp = p.squeeze(1).gather(1, token).log()
+    return Draw(token.squeeze(1), logp.squeeze(1), p.squeeze(1) > 0)
 
 
 class Recorder:
@@ -148,15 +118,15 @@ def rollout(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
-    record = Recorder(prompts, top_p < 1)
-    choose = partial(draw, temperature=temperature, top_p=top_p)
-    alive = torch.ones_like(prompts[:, 0], dtype=torch.bool)
-    caches, fed = model.caches(), prompts
-    for _ in range(max_new_tokens):
-        drawn = choose(model(fed, caches)[:, -1], generator=generator)
-        token = torch.where(alive, drawn.token, eos)
-        record.add(token, alive, drawn)
-        alive, fed = alive & (token != eos), token[:, None]
-        if not alive.any():
-            break
-    return record.rollout()
+    sampling = Sampling(temperature, top_p, generator)
+    record, caches = Recorder(prompts, top_p < 1), model.caches()
+    alive, fed = torch.ones_like(prompts[:, 0], dtype=torch.bool), prompts
+    with record_routes(model, len(prompts)) as routes:
+        for _ in range(max_new_tokens):
+            drawn = draw(model(fed, caches)[:, -1], sampling)
+            token = torch.where(alive, drawn.token, eos)
+            record.add(token, alive, drawn)
+            alive, fed = alive & (token != eos), token[:, None]
+            if not alive.any():
+                break
+    return record.rollout()._replace(routes=routes or None)
