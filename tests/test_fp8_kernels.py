@@ -77,3 +77,16 @@ def test_the_package_works_without_triton():
         text=True,
     )
     assert "[70, 130]) False" in run.stdout, run.stderr
+
+
+def test_the_benchmark_runs_without_a_gpu_and_reports_no_timings():
+    run = subprocess.run(
+        [sys.executable, "benchmarks/fp8_gemm.py", "--rehearse"],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "no timings" in run.stdout and "ours error" in run.stdout
+    assert "TFLOP" not in run.stdout
