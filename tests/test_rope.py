@@ -78,6 +78,15 @@ def test_yarn_frequencies_equal_transformers(width, window, witness):
         reference="transformers rope utilities",
         code="dsarch.rope.frequencies",
     )
+    kept = expected / frequencies(width, 10000.0)
+    gamma = (1 - kept) / (1 - 1 / yarn.factor)
+    close(ramp(width, 10000.0, yarn), gamma)
+    witness(
+        "eq-ramp",
+        (ramp(width, 10000.0, yarn) - gamma).abs().max(),
+        reference="transformers rope utilities",
+        code="dsarch.rope.ramp",
+    )
 
 
 def test_both_layouts_are_one_rotation(witness):

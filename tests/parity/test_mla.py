@@ -60,12 +60,20 @@ def test_mla_equals_transformers(kind, rank, mscale, chunks, witness):
     expected = official_output(config, official, x)
     actual = our_output(ours, x, chunks)
     close(actual, expected, TOL[torch.float32])
+    for label in ("eq-mla", "eq-decoupled"):
+        witness(
+            label,
+            (actual - expected).abs().max(),
+            reference=f"transformers {kind}",
+            code="dsarch.mla.MLA",
+        )
     witness(
-        "eq-mla",
-        (actual - expected).abs().max(),
+        "eq-yarn-scale",
+        abs(ours.scale - official.scaling),
         reference=f"transformers {kind}",
-        code="dsarch.mla.MLA",
+        code="dsarch.rope.softmax_factor",
     )
+    assert abs(ours.scale - official.scaling) < TOL[torch.float64]
 
 
 @torch.no_grad()
