@@ -61,7 +61,7 @@ def unpack_latent(
     c, r = widths
     _check_widths(c, r)
     sizes = [c, 4 * c // TILE_WIDTH, 2 * r]
-    _check_bytes(packed, sum(sizes))
+    check_bytes(packed, sum(sizes))
     values, s, k_rope = packed.split(sizes, -1)
     tiles = _view(values, torch.float8_e4m3fn).to(torch.float32)
     tiles = tiles.unflatten(-1, (-1, TILE_WIDTH))
@@ -95,7 +95,7 @@ def unpack_index(
     packed: Shaped[Tensor, "s bytes"], *, paged: bool = False
 ) -> Float[Tensor, "s m"]:
     """Indexer keys in float32; ``paged`` as they were packed."""
-    _check_bytes(packed, TILE_WIDTH + 4)
+    check_bytes(packed, TILE_WIDTH + 4)
     count = packed.size(0)
     if paged:
         sizes = [count * TILE_WIDTH, count * 4]
@@ -123,7 +123,8 @@ def _check_widths(c: int, r: int) -> None:
         )
 
 
-def _check_bytes(packed: Tensor, want: int) -> None:
+def check_bytes(packed: Tensor, want: int) -> None:
+    """Raise ``ValueError`` unless a row is ``want`` bytes."""
     if packed.dtype != torch.uint8 or packed.size(-1) != want:
         raise ValueError(
             f"a row has {packed.size(-1)} values of {packed.dtype}, "

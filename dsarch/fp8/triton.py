@@ -12,10 +12,11 @@ Needs a CUDA device, or ``TRITON_INTERPRET=1`` set before the first import.
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from dsarch.fp8.layout import check_bytes
 from dsarch.fp8.reference import BLOCK, TILE, Block, Quantized
 
 SIDE = 128
@@ -133,16 +134,42 @@ def gemm_kernel(
     tl.store(c + place, total.to(c.dtype.element_ty), inside)
 
 
+@triton.jit
+def decode_kernel(
+    q, q_rope, values, scales, k_rope, length, o, h, s, factor,
+    C: tl.constexpr, R: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """Online softmax of HEADS queries over the latents of one sequence."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    c, r = tl.arange(0, C)[None, :], tl.arange(0, R)[None, :]
+    query = tl.load(q + (row * h + head) * C + c, head < h, 0.0)
+    turned = tl.load(q_rope + (row * h + head) * R + r, head < h, 0.0)
+    peak = tl.full((HEADS, 1), -float("inf"), tl.float32)
+    total, out = tl.zeros_like(peak), tl.zeros((HEADS, C), tl.float32)
+    last, width = tl.minimum(tl.load(length + row), s), C + C // 32 + 2 * R
+    for start in range(0, last, KEYS):
+        key = start + tl.arange(0, KEYS)[:, None]
+        token, seen = row * s + key, key < last
+        latent = tl.load(values + token * width + c, seen, 0.0).to(tl.float32)
+        step = tl.load(scales + token * (width // 4) + c // 128, seen, 0.0)
+        latent = (latent * step).to(query.dtype)  # exact, also in bf16
+        rope = tl.load(k_rope + token * (width // 2) + r, seen, 0.0)
+        score = tl.dot(turned, tl.trans(rope.to(turned.dtype)))
+        score += tl.dot(query, tl.trans(latent))
+        score = tl.where(tl.trans(seen), score * factor, -float("inf"))
+        best = tl.maximum(peak, tl.max(score, 1, keep_dims=True))
+        p, kept, peak = tl.exp(score - best), tl.exp(peak - best), best
+        total = total * kept + tl.sum(p, 1, keep_dims=True)
+        out = out * kept + tl.dot(p.to(latent.dtype), latent)
+    out = out / tl.where(total > 0, total, 1.0)
+    tl.store(o + (row * h + head) * C + c, out, head < h)
+
+
 CONFIGS = [
     triton.Config({"ROWS": rows, "COLS": cols}, warps, stages)
-    for rows, cols, warps in (
-        (64, 64, 4),
-        (64, 128, 4),
-        (128, 64, 4),
-        (128, 128, 4),
-        (128, 128, 8),
-        (128, 256, 8),
-    )
+    for rows, cols, warps in ((64, 64, 4), (64, 128, 4), (128, 128, 8))
+    + ((128, 64, 4), (128, 128, 4), (128, 256, 8))
     for stages in (3, 4)
 ]
 tuned_gemm = triton.autotune(CONFIGS, ["size_class", "f", "d"])(gemm_kernel)
@@ -214,6 +241,34 @@ def fp8_gemm(
             *parts, c, *sizes
         )
     return c
+
+
+def mla_decode(
+    q: Float[Tensor, "b h c"],
+    q_rope: Float[Tensor, "b h r"],
+    packed: UInt8[Tensor, "b s bytes"],
+    length: Int[Tensor, " b"],
+    factor: float,
+) -> Float[Tensor, "b h c"]:
+    """One absorbed query per sequence over :func:`layout.pack_latent`'s bytes.
+
+    A sequence of length 0 gives zeros. Sizes ``c`` and ``r`` are powers of
+    two, at least 128 and 16; the bytes of a token are checked.
+    """
+    (b, h, c), r = q.shape, q_rope.size(-1)
+    check_bytes(packed, c + c // 32 + 2 * r)
+    flat = packed.contiguous().flatten()
+    parts = (
+        flat.view(torch.float8_e4m3fn),
+        flat.view(torch.float32)[c // 4 :],
+        flat.view(torch.bfloat16)[(c + c // 32) // 2 :],
+    )
+    o = torch.empty_like(q, dtype=torch.float32)
+    decode_kernel[b, triton.cdiv(h, 16)](
+        q.contiguous(), q_rope.contiguous(), *parts, length, o,
+        h, packed.size(1), factor, C=c, R=r, HEADS=16, KEYS=32,
+    )  # fmt: skip
+    return o.to(q.dtype)
 
 
 INTERPRETED = isinstance(gemm_kernel, InterpretedFunction)
