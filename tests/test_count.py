@@ -1,10 +1,13 @@
 """Counts against the published sizes, and against each other."""
 
 import pytest
+import torch
 
 from dsarch.analysis import count, decode
 from dsarch.analysis.presets import MACHINES, PRESETS, Preset, preset
 from dsarch.config import Config
+from dsarch.mla import absorbs
+from dsarch.model import DeepSeek
 
 H800 = MACHINES[0]
 
@@ -99,10 +102,11 @@ def test_counts_refuse_what_is_no_size(bad):
     v3 = Config.v3()
     with pytest.raises(ValueError, match="bytes_per_element"):
         count.kv_bytes_per_token(v3, bad)
-    with pytest.raises(ValueError, match="context"):
-        count.cache_bytes(v3, bad)
     with pytest.raises(ValueError, match="memory"):
         count.sequences_that_fit(v3, 1, bad)
+    if isinstance(bad, int):
+        with pytest.raises(ValueError, match="context"):
+            count.cache_bytes(v3, bad)
 
 
 def test_presets_refuse_contradictions():
@@ -175,6 +179,42 @@ def test_mtp_and_stored():
     assert count.mtp_parameters(Config.v2()) == 0
 
 
+@pytest.mark.parametrize("name", [*PARAMETERS, "tiny", "tiny tied", "tiny dsa"])
+def test_counts_are_those_of_the_model(name):
+    made = {
+        "tiny": Config(),
+        "tiny tied": Config(tie_word_embeddings=True, q_lora_rank=None),
+        "tiny dsa": Config(model_type="deepseek_v32", index_topk=3),
+    }
+    if name in made:
+        cfg = made[name]
+    else:
+        # every width of the released model, one expert layer: seconds
+        full = getattr(Config, name)()
+        cfg = full.replace(num_hidden_layers=full.first_k_dense_replace + 1)
+    with torch.device("meta"):
+        model = DeepSeek(cfg)
+    found = sum(p.numel() for p in model.parameters())
+    # the bias that balances the experts is a buffer
+    found += sum(
+        b.numel() for n, b in model.named_buffers() if n.endswith("bias")
+    )
+    assert found == count.parameters(cfg)[0] + count.mtp_parameters(cfg)
+
+
+@pytest.mark.parametrize("topk", [None, 3])
+def test_cache_of_a_run_has_the_counted_bytes(topk):
+    kind = "deepseek_v3" if topk is None else "deepseek_v32"
+    cfg = Config(model_type=kind, index_topk=topk)
+    model, batch, length = DeepSeek(cfg), 2, 7
+    caches = model.caches()
+    with torch.no_grad():
+        model(torch.zeros(batch, length, dtype=torch.long), caches)
+    counted = count.cache_bytes(cfg, length, batch, 4)
+    counted += count.index_bytes_per_token(cfg, 4) * batch * length
+    assert sum(cache.nbytes for cache in caches) == counted
+
+
 def test_tied_tables_are_counted_once():
     free = Config()
     tied = free.replace(tie_word_embeddings=True)
@@ -237,6 +277,14 @@ def test_crossover_separates_the_orders(context):
     assert gap(above) > 0
     if edge >= 1:
         assert gap(below) <= 0
+
+
+@pytest.mark.parametrize("cfg", [Config.v3(), Config.v2_lite(), Config()])
+@pytest.mark.parametrize("queries", [1, 100, 170, 171, 3000])
+@pytest.mark.parametrize("context", [3000, 40_000, 10**6])
+def test_crossover_is_where_the_model_changes_its_order(cfg, queries, context):
+    cheaper = queries < decode.crossover_queries(cfg, context)
+    assert absorbs(cfg, queries, context) == cheaper
 
 
 def test_crossover_limit_does_not_depend_on_heads():
