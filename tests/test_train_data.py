@@ -1,7 +1,7 @@
 """Data whose information is known exactly, and its packing."""
 
 import math
-from itertools import islice, product
+from itertools import islice, product, repeat
 
 import pytest
 import torch
@@ -41,14 +41,10 @@ def tree(write):
     write.choose([END])
 
 
-class Scripted:
+def scripted(*values):
     """Chances that walk through every combination of options."""
-
-    def __init__(self, values):
-        self.values = iter(values)
-
-    def __next__(self):
-        return next(self.values, 0.0)
+    yield from values
+    yield from repeat(0.0)
 
 
 def test_surprise_is_the_information_of_every_byte():
@@ -56,7 +52,7 @@ def test_surprise_is_the_information_of_every_byte():
     documents: dict[tuple, float] = {}
     written = {}
     for a, b in product(range(8), range(8)):
-        write = Writer(Scripted([a / 8, b / 8]))
+        write = Writer(scripted(a / 8, b / 8))
         tree(write)
         key = tuple(write.tokens)
         documents[key] = documents.get(key, 0.0) + 1 / 64
