@@ -1,0 +1,145 @@
+"""Live panels: real bytes, clear refusals, and outputs that can be stored."""
+
+import os
+import tracemalloc
+from random import Random
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from dsarch.teaching.explorers import Answer, Panel, live_kv_cache
+from dsarch.teaching.explorers.live_kv_cache import Sizes, fill
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def sizes(**changes):
+    first = dict(live_kv_cache().values(), context=70, batch=3)
+    return Sizes(**{**first, **changes})
+
+
+@pytest.mark.parametrize("kind", ["MHA", "GQA", "MQA", "MLA"])
+def test_predicted_bytes_are_allocated(kind):
+    draw = Random(kind)
+    for _ in range(5):
+        kv_heads = draw.choice([1, 2, 3])
+        found = sizes(
+            kind=kind,
+            layers=draw.randint(1, 3),
+            kv_heads=kv_heads,
+            heads=kv_heads * draw.randint(1, 3),
+            head_dim=draw.randint(1, 40),
+            latent=draw.randint(1, 60),
+            rope=2 * draw.randint(1, 9),
+            context=draw.randint(1, 150),
+            batch=draw.randint(1, 3),
+            dtype=draw.choice(["float32", "bfloat16"]),
+        )
+        caches = fill(found)
+        assert len(caches) == found.layers
+        assert all(len(cache) == found.context for cache in caches)
+        allocated = sum(cache.reserved_nbytes for cache in caches)
+        assert allocated == found.predicted, found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": -3}, "context must be positive, found -3"),
+        ({"batch": 0}, "batch must be positive, found 0"),
+        ({"heads": -8}, "heads must be at least 1, found -8"),
+        ({"layers": 0}, "layers must be at least 1, found 0"),
+        ({"latent": 0}, "latent must be at least 1, found 0"),
+        ({"rope": 3}, "must be even, found 3"),
+        ({"kind": "GQA", "kv_heads": 3}, "3 kv heads do not divide 8"),
+        ({"context": 10**12}, "more than the 256 MiB"),
+        ({"heads": 10**30}, "more than the 256 MiB"),
+        ({"layers": 10**6, "latent": 1, "rope": 2}, "more than the"),
+        ({"context": 4096, "batch": 1}, "more than the 30 GFLOP"),
+    ],
+)
+def test_refusals_allocate_nothing(changes, message):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=message):
+        fill(sizes(**changes))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_controls_drive_the_view():
+    panel = live_kv_cache(context=64)
+    controls, view = panel.controls, panel.view
+    before = view.value
+    controls["kind"].value = "MQA"
+    # 4 layers, 2 sequences, 64 tokens, key and value of 32, 4 bytes
+    assert f"{4 * 2 * 64 * 2 * 32 * 4:,} bytes are allocated" in view.value
+    controls["context"].value = -1
+    assert "Refused: context must be positive, found -1" in view.value
+    assert "<table>" not in view.value
+    controls["context"].value = 64
+    controls["kind"].value = "MLA"
+    assert view.value == before
+    assert "<td>k_rope</td>" in view.value
+
+
+def test_first_values():
+    assert live_kv_cache(heads=4).values()["heads"] == 4
+    for name in ("width", "kind"):
+        with pytest.raises(ValueError, match=f"'{name}' is no size"):
+            live_kv_cache(**{name: 4})
+
+
+def test_a_panel_of_its_own_escapes_and_refuses():
+    def answer(number, word):
+        if number < 0:
+            raise ValueError(f"{number} is below 0")
+        return Answer(f"<b>{word}</b>", ["<i>"], [[number]])
+
+    panel = Panel("T.", {"number": ("N", 1), "word": ("W", ["a", "b"])}, answer)
+    assert repr(panel) == "T. <b>a</b> Run `make lab` to try other sizes."
+    assert "&lt;b&gt;a&lt;/b&gt;" in panel.view.value
+    assert "<th>&lt;i&gt;</th>" in panel.view.value
+    panel.controls["word"].value = "b"
+    assert "&lt;b&gt;b" in panel.view.value
+    panel.controls["number"].value = -2
+    assert "Refused: -2 is below 0." in panel.view.value
+
+
+def execute(*cells, static):
+    env = {k: v for k, v in os.environ.items() if k != "DSARCH_STATIC"}
+    env |= {"OMP_NUM_THREADS": "1"}
+    env |= {"DSARCH_STATIC": "1"} if static else {}
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells]
+    )
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3")
+    client.execute(env=env)
+    return [cell.outputs for cell in notebook.cells]
+
+
+MAKE = (
+    "from dsarch.teaching.explorers import live_kv_cache\n"
+    "panel = live_kv_cache()\npanel"
+)
+
+
+def test_a_stored_panel_is_one_stable_sentence():
+    (first,), (second,) = execute(MAKE, "panel", static=True)
+    assert set(first.data) == {"text/plain"}
+    assert first.data == second.data
+    text = first.data["text/plain"]
+    assert "655,360 bytes are allocated, exactly the 655,360" in text
+    assert "make lab" in text
+
+
+def test_a_live_panel_is_a_widget_that_answers():
+    (shown,), _, (printed,) = execute(
+        MAKE,
+        "panel.controls['kind'].value = 'MHA'",
+        "print(panel.view.value)",
+        static=False,
+    )
+    assert VIEW in shown.data
+    assert "4,194,304 bytes are allocated" in printed.text
