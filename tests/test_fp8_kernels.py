@@ -1,5 +1,6 @@
 """Runs the Triton kernels in the interpreter, in a process of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +41,32 @@ def test_quantization_kernels():
 @needs_triton
 def test_product_kernel():
     interpret("test_gemm.py")
+
+
+@needs_triton
+def test_decode_kernel():
+    interpret("test_decode.py")
+
+
+@needs_triton
+@pytest.mark.slow
+def test_all_kernels_compile_for_hopper(tmp_path):
+    """The compiler needs no GPU: FP8 casts and FP8 tensor cores are used."""
+    env = {k: v for k, v in ENVIRONMENT.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.hopper"],
+        cwd=ROOT,
+        env={**env, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout)
+    assert all(found[name]["e4m3x2"] for name in ("quantize 1", "quantize 128"))
+    for name in ("gemm 1", "gemm 128"):
+        assert found[name]["wgmma.mma_async"] and found[name]["cp.async.cg"]
+    assert found["decode"]["mma.sync"]
+    assert all(counts["st.global"] for counts in found.values())
 
 
 @needs_triton
