@@ -13,8 +13,12 @@ from sphinx.config import Config
 from book.contents import ROOT
 
 MARK = "<!-- modules -->"
-FORMULA = re.compile(r"\$\$(?P<display>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$", re.S)
+# a formula ends before the next blank line
+INLINE = r"\$(?:(?!\n\s*\n)[^$])+?\$"
+FORMULA = re.compile(rf"(\$\$.+?\$\$|{INLINE})", re.S)
 CODE = re.compile(r"(?<![`:\w])`(?P<code>[^`\n]+)`(?![`_])")
+# an indented block after a colon is code
+BLOCK = re.compile(r"(?<=[^:]):(?=\n\n {4})")
 SECTION = """## {name}
 
 ```{{eval-rst}}
@@ -59,24 +63,23 @@ def list_modules(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = source[0].replace(MARK, "\n\n".join(sections))
 
 
-def formula(match: re.Match) -> str:
+def formula(text: str) -> str:
     """Write a formula of a docstring as reStructuredText."""
-    if match["inline"]:
-        return f":math:`{match['inline']}`"
-    body = " ".join(match["display"].split())
-    return f"\n\n.. math:: {body}\n\n"
+    body = " ".join(text.strip("$").split())
+    if text.startswith("$$"):
+        return f"\n\n.. math:: {body}\n\n"
+    return f":math:`{body}`"
 
 
 def translate(app: Sphinx, what, name, obj, options, lines: list[str]) -> None:
     """Turn the Markdown marks of a docstring into reStructuredText."""
-    parts = re.split(
-        r"(\$\$.+?\$\$|\$[^$\n]+?\$)", "\n".join(lines), flags=re.S
-    )
+    parts = FORMULA.split("\n".join(lines))
     for index, part in enumerate(parts):
         if index % 2:
-            parts[index] = FORMULA.sub(formula, part)
+            parts[index] = formula(part)
         else:
-            parts[index] = CODE.sub(r"``\g<code>``", part)
+            words = CODE.sub(r"``\g<code>``", part)
+            parts[index] = BLOCK.sub("::", words)
     lines[:] = "".join(parts).split("\n")
 
 

@@ -20,6 +20,8 @@ from book import apidoc, contents, formulas, inline_svg
 ICON_SCRIPT = re.compile(
     r'\s*<script[^>]*\bsrc="[^"]*scripts/fontawesome\.js[^"]*"[^>]*></script>'
 )
+# a corner without words is no header of anything
+EMPTY_HEADER = re.compile(r'<th class="head[^"]*">(?:<p></p>)?</th>')
 UNUSED = ("scripts/fontawesome.js", "scripts/fontawesome.js.map")
 
 
@@ -68,7 +70,7 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
         return
     for page in Path(app.outdir).rglob("*.html"):
         text = page.read_text(encoding="utf8")
-        lighter = ICON_SCRIPT.sub("", text)
+        lighter = EMPTY_HEADER.sub("<td></td>", ICON_SCRIPT.sub("", text))
         if lighter != text:
             page.write_text(lighter, encoding="utf8")
     static = Path(app.outdir) / "_static"

@@ -12,8 +12,18 @@ document.addEventListener("DOMContentLoaded", () => {
     element.setAttribute("role", "region");
     element.setAttribute("aria-label", "Book navigation");
   });
+  all(".bd-sidebar-primary summary", (element) =>
+    element.setAttribute("aria-label", "Pages below this one"));
   all(".citation-list[role=list], [role=doc-biblioentry]", (element) =>
     element.removeAttribute("role"));
+  // a formula wider than its line, on a narrow screen
+  const wide = () => all("span.math", (element) => {
+    element.classList.remove("wide");
+    const line = element.closest("p, li, dd, td, figcaption") ?? document.body;
+    element.classList.toggle("wide", element.offsetWidth > line.clientWidth);
+  });
+  wide();
+  addEventListener("resize", wide);
   // what scrolls must be reachable with the keyboard, what does not, need not
   all("div.math[tabindex]", (element) => {
     if (element.scrollWidth <= element.clientWidth)
