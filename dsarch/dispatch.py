@@ -5,6 +5,7 @@ same in fewer, larger steps. In fp32 both agree to the last bit, gradients
 too, because they add in the same order.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -93,14 +94,13 @@ class Part(NamedTuple):
     """Some neighbouring experts: their slots, and how many each has."""
 
     slots: Tensor
-    experts: range
+    experts: slice
     counts: list[int]
 
-    def of(self, tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    def of(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """This part's gate, up and down matrices."""
-        one = len(tensors) // 3
-        a, b = self.experts.start, self.experts.stop
-        return [list(tensors[i * one :][a:b]) for i in range(3)]
+        kinds = range(0, len(tensors), len(tensors) // 3)
+        return [tensors[i:][self.experts] for i in kinds]
 
 
 class Plan(NamedTuple):
@@ -118,7 +118,7 @@ class Plan(NamedTuple):
             size += count
             if size >= self.rows or last == len(self.counts):
                 slots = self.order[row : row + size]
-                yield Part(slots, range(first, last), self.counts[first:last])
+                yield Part(slots, slice(first, last), self.counts[first:last])
                 row, first, size = row + size, last, 0
 
 
@@ -176,7 +176,7 @@ class _Grouped(torch.autograd.Function):
 def _swiglu(
     rows: Tensor, part: Part, matrices: Sequence[Tensor], backend: Backend
 ) -> list[Tensor]:
-    w_gate, w_up, w_down = part.of([w.t() for w in matrices])
+    w_gate, w_up, w_down = ([w.t() for w in ws] for ws in part.of(matrices))
     gate = _products(rows, w_gate, part.counts, backend)
     up = _products(rows, w_up, part.counts, backend)
     hidden = _silu(gate, part.counts) * up
@@ -206,12 +206,15 @@ def _swiglu_backward(
 
 
 def _products(
-    rows: Tensor, matrices: list[Tensor], counts: list[int], backend: Backend
+    rows: Tensor,
+    matrices: Sequence[Tensor],
+    counts: list[int],
+    backend: Backend,
 ) -> Tensor:
     """Every share of the rows times its own matrix."""
     if backend == "grouped_mm":
         ends = torch.tensor(counts, device=rows.device).cumsum(0).int()
-        return F.grouped_mm(rows, torch.stack(matrices), offs=ends)
+        return F.grouped_mm(rows, torch.stack(list(matrices)), offs=ends)
     out = rows.new_empty(len(rows), matrices[0].size(1))
     shares = zip(rows.split(counts), matrices, out.split(counts), strict=True)
     for share, matrix, target in shares:
@@ -226,22 +229,33 @@ def _outer(
     if backend == "grouped_mm":
         ends = torch.tensor(counts, device=left.device).cumsum(0).int()
         return list(F.grouped_mm(left.t(), right, offs=ends).unbind())
-    shares = zip(left.split(counts), right.split(counts), strict=True)
-    return [torch.mm(a.t(), b) for a, b in shares]
+    out = left.new_empty(len(counts), left.size(1), right.size(1))
+    shares = zip(left.split(counts), right.split(counts), out, strict=True)
+    for a, b, target in shares:
+        torch.mm(a.t(), b, out=target)
+    return list(out.unbind())
 
 
 def _silu(x: Tensor, counts: list[int]) -> Tensor:
-    # A vector unit rounds exp otherwise at the ends of an array, so the last
-    # bit depends on where the arrays end: expert by expert, as in the loop.
-    out = torch.empty_like(x)
-    for share, target in zip(x.split(counts), out.split(counts), strict=True):
-        torch.ops.aten.silu.out(share, out=target)
+    out = x.clone()
+    for share in out.split(_uncut(x, counts)):
+        F.silu(share, inplace=True)
     return out
 
 
 def _silu_backward(grad: Tensor, x: Tensor, counts: list[int]) -> Tensor:
     out = torch.empty_like(x)
-    shares = (v.split(counts) for v in (grad, x, out))
+    shares = (v.split(_uncut(x, counts)) for v in (grad, x, out))
     for g, share, target in zip(*shares, strict=True):
         torch.ops.aten.silu_backward.grad_input(g, share, grad_input=target)
     return out
+
+
+def _uncut(x: Tensor, counts: list[int]) -> list[int]:
+    """How to split an array so that its last bits are those of the loop.
+
+    The last elements of a thread's piece that fill no vector take another
+    exp. Where no width of a piece can leave such a rest, all go at once.
+    """
+    pieces = math.lcm(*range(1, torch.get_num_threads() + 1))
+    return counts if x.size(1) % (32 * pieces) else [len(x)]
