@@ -114,7 +114,7 @@ function view(s, { data }) {
       },
       { name: "Smaller than MHA", value: times(full / cache), note: `${s.heads} / ${s.kvHeads} query heads per KV head` },
     ]) +
-    table(["", "KV heads", "one token", "smaller by"], rows, { strong: 1, caption: "BF16 cache of all layers" });
+    table(["Attention", "KV heads", "one token", "smaller by"], rows, { strong: 1, caption: "BF16 cache of all layers" });
   return { html, say: sentence(s, mine) };
 }
 
