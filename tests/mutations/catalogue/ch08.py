@@ -57,11 +57,15 @@ THREE = (
 TOKEN = (
     "tests/test_fp8_linear.py::test_a_nan_reaches_the_output_of_its_token_only"
 )
+ROUNDED = (
+    "tests/test_fp8_linear.py::test_a_converted_attention_reads_rounded_weights"
+)
 MAP = "tests/test_fp8_linear.py::test_convert_follows_the_precision_map_of_v3"
 CACHE = (
     "tests/test_fp8_linear.py::test_only_the_layer_after_attention_keeps_e5m6"
 )
 KERNEL = "tests/test_fp8_kernels.py::test_quantization_kernels"
+DECODE = "tests/test_fp8_kernels.py::test_decode_kernel"
 GEMM = "tests/test_fp8_kernels.py::test_product_kernel"
 
 MUTATIONS = [
@@ -378,5 +382,23 @@ MUTATIONS = [
         story="Some outputs are never written, and only for sizes that are "
         "not a multiple of eight tiles.",
         tests=(GEMM,),
+    ),
+    Mutation(
+        id="08.decode-keeps-old-weights",
+        file=TRITON,
+        old="out = out * kept + tl.dot(p.to(latent.dtype), latent)",
+        new="out = out + tl.dot(p.to(latent.dtype), latent)",
+        story="Short contexts are right and long ones are not: the online "
+        "softmax does not rescale what it has added up before.",
+        tests=(DECODE,),
+    ),
+    Mutation(
+        id="08.rounded-weight-has-no-gradient",
+        file=LINEAR,
+        old="        return dw, None\n\n\nclass FP8Linear",
+        new="        return torch.zeros_like(dw), None\n\n\nclass FP8Linear",
+        story="Training converges to something worse: the up-projection of "
+        "the latent never learns, because rounding stops its gradient.",
+        tests=(ROUNDED,),
     ),
 ]
