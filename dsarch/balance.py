@@ -87,7 +87,8 @@ def fractions(
     """
     z, e = scores.shape
     slots = max(experts.numel(), 1)
-    return loads(experts, e) * (e / slots), scores.sum(0) / max(z, 1)
+    f = loads(experts, e).type_as(scores) * e / slots
+    return f, scores.sum(0) / max(z, 1)
 
 
 def expert_loss(
@@ -119,10 +120,17 @@ def device_loss(
 
     A mean and a sum. Source: DeepSeekMoE, equations 15 to 17.
     """
-    f, p = fractions(scores, experts)
-    f = rearrange(f, "(device e) -> device e", device=devices)
-    p = rearrange(p, "(device e) -> device e", device=devices)
+    f, p = (by_device(x, devices) for x in fractions(scores, experts))
     return (f.mean(1) * p.sum(1)).sum()
+
+
+def by_device(
+    x: Float[Tensor, " e"], devices: int
+) -> Float[Tensor, "{devices} size"]:
+    """One row per device; ``ValueError`` if they do not divide the experts."""
+    if len(x) % devices:
+        raise ValueError(f"{devices} devices do not divide {len(x)} experts")
+    return rearrange(x, "(device e) -> device e", device=devices)
 
 
 def devices_of(
@@ -154,10 +162,10 @@ def communication_loss(
     Source: DeepSeek-V2 report, equations 29 to 31.
     """
     z, e = scores.shape
-    sent = devices_of(experts, e, devices).sum(0)
+    sent = devices_of(experts, e, devices).sum(0).type_as(scores)
     _, p = fractions(scores, experts)
-    p = rearrange(p, "(device e) -> device e", device=devices).sum(1)
-    return (sent * (devices / (limit * max(z, 1))) * p).sum()
+    f = sent * devices / (limit * max(z, 1))
+    return (f * by_device(p, devices).sum(1)).sum()
 
 
 def sequence_loss(
@@ -199,9 +207,9 @@ def updated_bias(
     ``proportional`` takes the relative error $(\bar c - c_i) / \bar c$ for
     its sign. Source: DeepSeek-V3 report, section 2.1.2; Wang et al. 2024.
     """
-    mean = counts.sum() / len(counts)
-    error = mean - counts
+    load = counts.type_as(bias)
+    error = load.mean() - load
     if rule == "proportional":
-        return bias + speed * error / mean.clamp(min=1 / len(counts))
+        return bias + speed * error / load.mean().clamp(min=1 / len(load))
     step = speed * error.sign()
     return bias + (step - step.mean() if rule == "centred" else step)

@@ -20,7 +20,7 @@ from dsarch.config import Config
 FP8, BF16 = 1, 2
 
 
-def token_bytes(dim: int, send: float = FP8, receive: float = BF16) -> float:
+def token_bytes(dim: float, send: float = FP8, receive: float = BF16) -> float:
     """Bytes of one trip: the hidden state in FP8, the answer in BF16."""
     return dim * (send + receive)
 
