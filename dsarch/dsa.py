@@ -186,10 +186,11 @@ def gathered(
     The work grows with the selected keys, not with the cached ones.
     """
     c, k_rope = take(c, index), take(k_rope, index)
+    q, q_rope = q * scale, q_rope * scale
     q = einsum("bthn,hnc->bthc", q, w_uk)
     score = einsum("bthc,btkc->bhtk", q, c)
     score = score + einsum("bthr,btkr->bhtk", q_rope, k_rope)
-    p = masked_softmax(score * scale, mask.gather(-1, index))
+    p = masked_softmax(score, mask.gather(-1, index))
     o = einsum("bhtk,btkc->bthc", p, c)
     return einsum("bthc,hvc->bthv", o, w_uv)
 

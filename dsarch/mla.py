@@ -89,11 +89,12 @@ def expanded(
     scale: float,
 ) -> Float[Tensor, "b t h v"]:
     """Rebuild keys and values, then attend: the cost of plain attention."""
+    q, q_rope = q * scale, q_rope * scale
     k = einsum("bsc,hnc->bshn", c, w_uk)
     v = einsum("bsc,hvc->bshv", c, w_uv)
     score = einsum("bthn,bshn->bhts", q, k)
     score = score + einsum("bthr,bsr->bhts", q_rope, k_rope)
-    p = masked_softmax(score * scale, mask)
+    p = masked_softmax(score, mask)
     return einsum("bhts,bshv->bthv", p, v)
 
 
@@ -108,10 +109,11 @@ def absorbed(
     scale: float,
 ) -> Float[Tensor, "b t h v"]:
     """Attend to the latents themselves: the cost of one wide shared head."""
+    q, q_rope = q * scale, q_rope * scale
     q = einsum("bthn,hnc->bthc", q, w_uk)
     score = einsum("bthc,bsc->bhts", q, c)
     score = score + einsum("bthr,bsr->bhts", q_rope, k_rope)
-    p = masked_softmax(score * scale, mask)
+    p = masked_softmax(score, mask)
     o = einsum("bhts,bsc->bthc", p, c)
     return einsum("bthc,hvc->bthv", o, w_uv)
 
