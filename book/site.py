@@ -6,23 +6,13 @@ head of every page is as light as it can be.
 """
 
 import html
-import re
-import shutil
-from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxRole
 
-from book import apidoc, contents, formulas, inline_svg
-
-ICON_SCRIPT = re.compile(
-    r'\s*<script[^>]*\bsrc="[^"]*scripts/fontawesome\.js[^"]*"[^>]*></script>'
-)
-# a corner without words is no header of anything
-EMPTY_HEADER = re.compile(r'<th class="head[^"]*">(?:<p></p>)?</th>')
-UNUSED = ("scripts/fontawesome.js", "scripts/fontawesome.js.map")
+from book import apidoc, contents, formulas, inline_svg, lighten
 
 
 class ChapterRole(SphinxRole):
@@ -64,22 +54,6 @@ def add_description(
     context["metatags"] = f'{tags}\n<meta name="description" content="{text}"/>'
 
 
-def lighten(app: Sphinx, error: Exception | None) -> None:
-    """Drop the script that repeats the icons of the theme's web font."""
-    if error or app.builder.format != "html":
-        return
-    for page in Path(app.outdir).rglob("*.html"):
-        text = page.read_text(encoding="utf8")
-        lighter = EMPTY_HEADER.sub("<td></td>", ICON_SCRIPT.sub("", text))
-        if lighter != text:
-            page.write_text(lighter, encoding="utf8")
-    static = Path(app.outdir) / "_static"
-    for name in UNUSED:
-        (static / name).unlink(missing_ok=True)
-    # the theme's translations of its own few words
-    shutil.rmtree(static / "locales", ignore_errors=True)
-
-
 def setup(app: Sphinx) -> dict:
     """Register everything with Sphinx."""
     formulas.setup(app)
@@ -87,7 +61,7 @@ def setup(app: Sphinx) -> dict:
     app.add_role("chapter", ChapterRole())
     app.add_post_transform(inline_svg.InlineSvg)
     app.connect("html-page-context", add_description)
-    app.connect("build-finished", lighten)
+    app.connect("build-finished", lighten.lighten)
     # Jupyter Book sets it; the extension that owns it is not loaded
     if "comments_config" not in app.config:
         app.add_config_value("comments_config", {}, "html")
