@@ -92,6 +92,8 @@ class SparseMoE(nn.Module):
             raise ValueError(f"{kind} chooses {CHOSEN[kind]} experts, not {k}")
         self.k, self.kind = at_most(k, n_experts), kind
         self.capacity_factor = capacity_factor
+        if capacity_factor is not None:
+            capacity(0, k, n_experts, capacity_factor)
         self.gate = Linear(dim, n_experts)
         if kind == "noisy":
             self.noise = Linear(dim, n_experts)
