@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dsarch.post.rollout import Recorder, Rollout, draw
+from dsarch.post.routing import record_routes
 from dsarch.sampling import Sampling
 
 KEYS = 6
@@ -140,25 +141,34 @@ def play(
 ) -> Played:
     """Let the policy talk to every environment, all in lock step.
 
-    At each position a row either samples or is fed the next word of a tool,
-    so that rows of different turns share one cache. A conversation without an
-    end token after ``max_tokens`` or ``max_turns`` calls is not solved.
+    At each position a row either samples or is fed a tool's next word, so
+    rows of different turns share one cache. A conversation without an end
+    token after ``max_tokens`` or ``max_turns`` calls is not solved.
     """
     episodes = [Episode(desk, max_turns) for desk in instances]
     fed = torch.tensor([desk.prompt for desk in instances])
     record, caches = Recorder(fed, False), model.caches()
     sampling = Sampling(temperature, generator=generator)
-    for _ in range(max_tokens):
-        drawn = draw(model(fed, caches)[:, -1], sampling)
-        pairs = zip(episodes, drawn.token.tolist(), strict=True)
-        words, chosen = zip(*(e.take(word) for e, word in pairs), strict=True)
-        fed = torch.tensor(words)[:, None]
-        record.add(fed[:, 0], torch.tensor(chosen), drawn)
-        if all(e.done and not e.queue for e in episodes):
-            break
+    with record_routes(model, len(fed)) as routes:
+        for _ in range(max_tokens):
+            drawn = draw(model(fed, caches)[:, -1], sampling)
+            fed, chosen = _advance(episodes, drawn.token)
+            record.add(fed.squeeze(1), chosen, drawn)
+            if all(e.done and not e.queue for e in episodes):
+                break
     solved = torch.tensor([e.solved for e in episodes])
     calls = torch.tensor([e.turns for e in episodes])
-    return Played(record.rollout(), solved, calls)
+    found = record.rollout()._replace(routes=routes or None)
+    return Played(found, solved, calls)
+
+
+def _advance(
+    episodes: Sequence[Episode], words: Int[Tensor, "b"]
+) -> tuple[Int[Tensor, "b 1"], Bool[Tensor, "b"]]:
+    """The next token of every conversation, and whether it was chosen."""
+    pairs = zip(episodes, words.tolist(), strict=True)
+    tokens, chosen = zip(*(e.take(word) for e, word in pairs), strict=True)
+    return torch.tensor(tokens)[:, None], torch.tensor(chosen)
 
 
 def demonstration(

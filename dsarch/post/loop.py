@@ -5,7 +5,7 @@ optimizer is any with torch's interface. Nothing here keeps state of its own,
 and all randomness comes from the generator that is passed in.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from dsarch.post.rollout import Rollout, rollout
 from dsarch.post.sft import sft_loss
 
 
+@runtime_checkable
 class Task(Protocol):
     """Questions whose answers a rule can judge."""
 

@@ -35,13 +35,13 @@ def reweigh(
     return Routing(weights, experts, routing.scores)
 
 
-def _routers(model: nn.Module) -> list[tuple[str, Router]]:
+def _routers(model: Any) -> list[tuple[str, Router]]:
     found = model.named_modules()
     return [(name, m) for name, m in found if isinstance(m, Router)]
 
 
 @contextmanager
-def record_routes(model: nn.Module, batch: int) -> Iterator[Routes]:
+def record_routes(model: Any, batch: int) -> Iterator[Routes]:
     """Collect the experts of all tokens of ``batch`` sequences inside.
 
     The result is filled when the block ends: chunks of one sequence, a
