@@ -36,20 +36,24 @@ def heatmap(
     image.set_rasterized(table.size > 2500)
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(rows, 0))
     ax.grid(visible=False)
-    if not written:
+    if written:
+        _write_cells(ax, image, table, text)
+    else:
         fig.colorbar(image, ax=ax)
-        return Figure(fig, alt)
-    ax.set_xticks(np.arange(columns) + 0.5, range(columns))
-    ax.set_yticks(np.arange(rows) + 0.5, range(rows))
+    return Figure(fig, alt)
+
+
+def _write_cells(ax: Any, image: Any, table: np.ndarray, text: str) -> None:
+    """The number in each cell, dark on light and light on dark."""
+    for axis, count in ((ax.xaxis, table.shape[1]), (ax.yaxis, len(table))):
+        axis.set_ticks(np.arange(count) + 0.5, range(count))
     ax.tick_params(length=0)
     for (i, j), value in np.ndenumerate(table):
         red, green, blue, _ = image.cmap(image.norm(value))
         light = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
-        ink = INK if light else PAPER
         words = text.format(value)
-        at = (j + 0.5, i + 0.5)
-        ax.text(*at, words, color=ink, ha="center", va="center", size=9)
-    return Figure(fig, alt)
+        ink = {"color": INK if light else PAPER, "size": 9}
+        ax.text(j + 0.5, i + 0.5, words, ha="center", va="center", **ink)
 
 
 def _box(ax: Any, x: float, y: float, words: str, **style: Any) -> Any:
@@ -116,17 +120,20 @@ def flow(
         xlim=(min(columns) - 0.5, max(columns) + 0.5),
         ylim=(max(rows) + 0.4, min(rows) - 0.4),
     )
-    drawn = {}
-    for name, place in boxes.items():
-        colour = {"facecolor": COLOURS[0], "edgecolor": COLOURS[0]}
-        fill = colour if name in strong else {}
-        drawn[name] = _box(ax, place[0], place[1], name, **fill)
-        if name in strong:
-            drawn[name].set(color=PAPER, weight="bold")
+    drawn = {n: _place(ax, n, at, n in strong) for n, at in boxes.items()}
     fig.canvas.draw()
     for start, end, *words in arrows:
         _arrow(ax, drawn, boxes, start, end, " ".join(words))
     return Figure(fig, alt)
+
+
+def _place(ax: Any, name: str, at: tuple[float, float], strong: bool) -> Any:
+    if not strong:
+        return _box(ax, at[0], at[1], name)
+    fill = {"facecolor": COLOURS[0], "edgecolor": COLOURS[0]}
+    box = _box(ax, at[0], at[1], name, **fill)
+    box.set(color=PAPER, weight="bold")
+    return box
 
 
 def _arrow(

@@ -22,7 +22,7 @@ COLOURS = ["#0b7bc1", "#c8640a", "#1e8a4c", "#d1383d", "#8e63ce", "#0f8a8a"]
 DASHES = ["-", "--", ":", "-.", (0, (9, 3)), (0, (1, 1))]
 MARKS = ["o", "s", "^", "D", "v", "P"]
 SIGNS = "●■▲◆▼✚"
-HATCHES = ["", "///", "...", "xxx", "\\\\\\", "+++"]
+HATCHES = ["", "///", "...", "xx", "\\\\\\", "+++"]
 RAISED = "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"
 FONT = "font-family: system-ui, -apple-system, 'Segoe UI', sans-serif"
 
@@ -162,25 +162,31 @@ def draw_lines(
             markevery=every if len(x) > 1 else None,
         )
     for words, height in (rules or {}).items():
-        ax.axhline(height, color="#000000", linewidth=1, linestyle=(0, (2, 3)))
-        ax.annotate(
-            words,
-            (0.01, height),
-            (0, 3),
-            xycoords=ax.get_yaxis_transform(),
-            textcoords="offset points",
-            fontsize=9,
-        )
+        _rule(ax, words, height)
     if len(series) > 1:
-        ends = {
-            f"{SIGNS[i % 6]} {name}": float(np.asarray(y)[-1])
-            for i, (name, y) in enumerate(series.items())
-        }
-        _name_ends(ax, x[-1], ends)
+        _name_ends(ax, x[-1], series)
 
 
-def _name_ends(ax: Any, x: float, ends: Mapping[str, float]) -> None:
+def _rule(ax: Any, words: str, height: float) -> None:
+    ax.axhline(height, color="#000000", linewidth=1, linestyle=(0, (2, 3)))
+    ax.annotate(
+        words,
+        (0.01, height),
+        (0, 3),
+        xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points",
+        fontsize=9,
+    )
+
+
+def _name_ends(
+    ax: Any, x: float, series: Mapping[str, Sequence[float]]
+) -> None:
     """Write names right of the last points, at least a line apart."""
+    ends = {
+        f"{SIGNS[i % 6]} {name}": float(np.asarray(y)[-1])
+        for i, (name, y) in enumerate(series.items())
+    }
     ax.figure.canvas.draw()
     pixel = 72 / ax.figure.dpi
     known = {n: y for n, y in ends.items() if np.isfinite(y)}
@@ -243,14 +249,9 @@ def bars(
         kind = 1 if name == strong else 0
         bar = ax.barh(i, value, 0.68, color=COLOURS[kind], hatch=HATCHES[kind])
         bar[0].set_edgecolor("#ffffff")
-        ax.annotate(
-            text(value),
-            (value, i),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            weight="bold" if kind else "normal",
-        )
+        weight = "bold" if kind else "normal"
+        look = {"textcoords": "offset points", "va": "center"}
+        ax.annotate(text(value), (value, i), (5, 0), weight=weight, **look)
     ax.set_yticks(range(len(values)), list(values))
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", length=0, labelbottom=log)

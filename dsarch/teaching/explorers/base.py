@@ -79,7 +79,7 @@ class Explorer:
         self.columns, self.rows = columns, rows
         extra = {"title": title, "hint": hint, "checks": list(checks)}
         self.data = rounded({**data, **extra})
-        self.html = self._html()
+        self.html = _html(self)
         if len(self.html.encode()) > LIMIT:
             raise ValueError(
                 f"{widget} has {len(self.html.encode())} bytes, "
@@ -89,31 +89,34 @@ class Explorer:
     def __repr__(self) -> str:
         return f"Explorer({self.widget!r}: {self.title})"
 
-    def _table(self) -> str:
-        head = _row("th scope=col", self.columns)
-        body = "".join(_row("td", row) for row in self.rows)
-        return (
-            f"<table><caption>{html.escape(self.title)}</caption>"
-            f"<thead>{head}</thead><tbody>{body}</tbody></table>"
-        )
-
-    def _html(self) -> str:
-        data = json.dumps(
-            self.data, sort_keys=True, separators=(",", ":"), allow_nan=False
-        ).replace("<", "\\u003c")
-        label = html.escape(self.title, quote=True)
-        return (
-            f'<div class="ds-explorer" data-ds-widget="{self.widget}"'
-            f' data-ds-label="{label}">\n'
-            f'<script type="application/json">{data}</script>\n'
-            f"{self._table()}\n</div>\n"
-            f'<script type="module">\n{module(self.widget)}</script>'
-        )
-
     def _repr_mimebundle_(
         self, include: object = None, exclude: object = None
     ) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self.html}
+
+
+def _html(explorer: Explorer) -> str:
+    data = json.dumps(
+        explorer.data, sort_keys=True, separators=(",", ":"), allow_nan=False
+    ).replace("<", "\\u003c")
+    label = html.escape(explorer.title, quote=True)
+    return (
+        f'<div class="ds-explorer" data-ds-widget="{explorer.widget}"'
+        f' data-ds-label="{label}">\n'
+        f'<script type="application/json">{data}</script>\n'
+        f"{_table(explorer)}\n</div>\n"
+        f'<script type="module">\n{module(explorer.widget)}</script>'
+    )
+
+
+def _table(explorer: Explorer) -> str:
+    """What a reader without JavaScript sees."""
+    head = _row("th scope=col", explorer.columns)
+    body = "".join(_row("td", row) for row in explorer.rows)
+    return (
+        f"<table><caption>{html.escape(explorer.title)}</caption>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _row(tag: str, values: Sequence[object]) -> str:

@@ -33,7 +33,8 @@ class Answer(NamedTuple):
 
 
 def _row(tag: str, values: Sequence[object]) -> str:
-    cells = (f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values)
+    style = ' style="padding: 0 1rem 0 0; text-align: left"'
+    cells = (f"<{tag}{style}>{html.escape(str(v))}</{tag}>" for v in values)
     return f"<tr>{''.join(cells)}</tr>"
 
 
@@ -51,18 +52,13 @@ class Panel:
         answer: Callable[..., Answer],
     ) -> None:
         self.title, self.fields, self.answer = title, dict(fields), answer
-        self._box: Any = None
-        self._controls: dict[str, Any] = {}
-        self._view: Any = None
+        self._made: Any = None
 
     def values(self) -> dict[str, Any]:
         """The values set now: those of the controls, or the first ones."""
-        if self._controls:
-            return {name: c.value for name, c in self._controls.items()}
-        return {
-            name: field if isinstance(field, int) else field[0]
-            for name, (_, field) in self.fields.items()
-        }
+        if self._made:
+            return {name: c.value for name, c in self.controls.items()}
+        return {name: _first(field) for name, (_, field) in self.fields.items()}
 
     def result(self) -> Answer:
         """The answer to the values set now; a refusal is an answer, too."""
@@ -74,36 +70,23 @@ class Panel:
     @property
     def controls(self) -> dict[str, Any]:
         """The widgets by name; made when first asked for."""
-        self._build()
-        return self._controls
+        return self._build()[0]
 
     @property
     def view(self) -> Any:
         """The widget that shows the answer."""
-        self._build()
-        return self._view
+        return self._build()[1]
 
-    def _build(self) -> None:
-        if self._box is not None:
-            return
-        import ipywidgets as widgets
-
-        made: dict[str, Any] = {}
-        for name, (label, field) in self.fields.items():
-            kind, key = widgets.IntText, "value"
-            if not isinstance(field, int):
-                kind, key = widgets.Dropdown, "options"
-            made[name] = kind(**{key: field, "description": label})
-            made[name].style = {"description_width": "9rem"}
-            made[name].observe(self._refresh, names="value")
-        self._view = widgets.HTML()
-        self._controls = made
-        heading = widgets.HTML(f"<h4>{html.escape(self.title)}</h4>")
-        self._box = widgets.VBox([heading, *made.values(), self._view])
-        self._refresh()
+    def _build(self) -> tuple[dict[str, Any], Any, Any]:
+        if not self._made:
+            self._made = _widgets(self)
+            for control in self._made[0].values():
+                control.observe(self._refresh, names="value")
+            self._refresh()
+        return self._made
 
     def _refresh(self, change: Any = None) -> None:
-        self._view.value = self.result().html()
+        self.view.value = self.result().html()
 
     def __repr__(self) -> str:
         return f"{self.title} {self.result().text} {LAB}"
@@ -113,5 +96,27 @@ class Panel:
     ) -> dict[str, Any]:
         if os.environ.get("DSARCH_STATIC"):
             return {"text/plain": repr(self)}
-        self._build()
-        return self._box._repr_mimebundle_(include=include, exclude=exclude)
+        box = self._build()[2]
+        return box._repr_mimebundle_(include=include, exclude=exclude)
+
+
+def _first(field: Field) -> int | str:
+    return field if isinstance(field, int) else field[0]
+
+
+def _widgets(panel: Panel) -> tuple[dict[str, Any], Any, Any]:
+    """The controls by name, the view, and the box around all."""
+    import ipywidgets as widgets
+
+    made: dict[str, Any] = {}
+    for name, (label, field) in panel.fields.items():
+        kind, key = widgets.IntText, "value"
+        if not isinstance(field, int):
+            kind, key = widgets.Dropdown, "options"
+        made[name] = kind(**{key: field, "description": label})
+        made[name].style = {"description_width": "9rem"}
+    view = widgets.HTML()
+    heading = widgets.HTML(f"<h4>{html.escape(panel.title)}</h4>")
+    columns = widgets.Layout(grid_template_columns="repeat(auto-fill, 21rem)")
+    grid = widgets.GridBox(list(made.values()), layout=columns)
+    return made, view, widgets.VBox([heading, grid, view])
