@@ -2,8 +2,19 @@
 import assert from "node:assert";
 import test from "node:test";
 import {
-  axis, bars, binary, bytes, disagreements, flop, num, plot, plural, powers,
-  seconds, settle, table,
+  axis,
+  bars,
+  binary,
+  bytes,
+  disagreements,
+  flop,
+  num,
+  plot,
+  plural,
+  powers,
+  seconds,
+  settle,
+  table,
 } from "../../dsarch/teaching/explorers/js/lib.js";
 
 test("numbers are short and never odd", () => {
@@ -36,9 +47,12 @@ test("what was typed is used or corrected aloud", () => {
   const spec = { label: "Heads", min: 2, max: 100, value: 8 };
   assert.deepEqual(settle(spec, "12"), { value: 12, note: "" });
   const corrected = [
-    ["", 8, /empty; 8 is used/], ["x", 8, /not a number/],
-    ["-5", 2, /-5 is below 2/], ["1e9", 100, /above 100; 100 is used/],
-    ["Infinity", 100, /that is above 100/], ["2.6", 3, /not a whole number; 3/],
+    ["", 8, /empty; 8 is used/],
+    ["x", 8, /not a number/],
+    ["-5", 2, /-5 is below 2/],
+    ["1e9", 100, /above 100; 100 is used/],
+    ["Infinity", 100, /that is above 100/],
+    ["2.6", 3, /not a whole number; 3/],
   ];
   for (const [typed, value, note] of corrected) {
     const found = settle(spec, typed);
@@ -51,12 +65,23 @@ test("what was typed is used or corrected aloud", () => {
 });
 
 test("a disagreement is found, in numbers, lists and words", () => {
-  const formulas = { twice: (x) => 2 * x, pair: (x) => [x, x], word: () => "a" };
-  const good = [["twice", [3], 6.0000001], ["pair", [1], [1, 1]], ["word", [], "a"]];
+  const formulas = {
+    twice: (x) => 2 * x,
+    pair: (x) => [x, x],
+    word: () => "a",
+  };
+  const good = [
+    ["twice", [3], 6.0000001],
+    ["pair", [1], [1, 1]],
+    ["word", [], "a"],
+  ];
   assert.deepEqual(disagreements(formulas, good), []);
   const bad = [
-    ["twice", [3], 6.0001], ["pair", [1], [1, 2]], ["pair", [1], [1]],
-    ["word", [], "b"], ["twice", [NaN], 1],
+    ["twice", [3], 6.0001],
+    ["pair", [1], [1, 2]],
+    ["pair", [1], [1]],
+    ["word", [], "b"],
+    ["twice", [NaN], 1],
   ];
   assert.deepEqual(disagreements(formulas, bad), bad);
 });
@@ -71,13 +96,27 @@ test("axes put their ends on the edges", () => {
 });
 
 test("charts name themselves and escape words", () => {
-  const items = [{ name: "<b>", value: 1, text: "1" }, { name: "c", value: 0, text: "0" }];
+  const items = [
+    { name: "<b>", value: 1, text: "1" },
+    { name: "c", value: 0, text: "0" },
+  ];
   const drawn = bars({ width: 600, items, desc: 'a "name"' });
   assert.match(drawn, /aria-label="a &quot;name&quot;"/);
   assert.ok(!drawn.includes("<b>"));
   const lines = plot({
-    width: 300, desc: "d", x: { min: 0, max: 1, label: "x" },
-    y: { min: 0, max: 1, label: "y" }, series: [{ name: "s", points: [[0, 0], [2, 2]] }],
+    width: 300,
+    desc: "d",
+    x: { min: 0, max: 1, label: "x" },
+    y: { min: 0, max: 1, label: "y" },
+    series: [
+      {
+        name: "s",
+        points: [
+          [0, 0],
+          [2, 2],
+        ],
+      },
+    ],
   });
   assert.doesNotMatch(lines, /NaN/);
   assert.match(table(["a"], [["<i>"]]), /&lt;i&gt;/);

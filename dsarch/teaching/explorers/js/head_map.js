@@ -1,7 +1,16 @@
 // Which KV head does a query head read? data: {heads, kvHeads, headDim,
 // layers, element, query}
 import {
-  bytes, define, esc, num, pick, plural, powers, table, tiles, times,
+  bytes,
+  define,
+  esc,
+  num,
+  pick,
+  plural,
+  powers,
+  table,
+  tiles,
+  times,
 } from "./lib.js";
 
 /** Consecutive query heads share: the rule of every released model. */
@@ -10,7 +19,8 @@ const kvHead = (query, heads, kvHeads) => Math.floor((query * kvHeads) / heads);
 const dealtHead = (query, kvHeads) => query % kvHeads;
 /** Query heads that share their KV head with `query`, itself included. */
 function sharers(query, heads, kvHeads) {
-  const size = heads / kvHeads, first = kvHead(query, heads, kvHeads) * size;
+  const size = heads / kvHeads,
+    first = kvHead(query, heads, kvHeads) * size;
   return Array.from({ length: size }, (_, i) => first + i);
 }
 const cacheBytes = (kvHeads, headDim, layers, element) =>
@@ -19,24 +29,51 @@ const cacheBytes = (kvHeads, headDim, layers, element) =>
 function controls(data) {
   return [
     {
-      kind: "slider", key: "heads", label: "Query heads H", min: 1, max: 128,
-      value: data.heads, values: powers(1, 128),
+      kind: "slider",
+      key: "heads",
+      label: "Query heads H",
+      min: 1,
+      max: 128,
+      value: data.heads,
+      values: powers(1, 128),
     },
     {
-      kind: "slider", key: "kvHeads", label: "KV heads G", min: 1, max: 128,
-      value: data.kvHeads, values: powers(1, 128),
+      kind: "slider",
+      key: "kvHeads",
+      label: "KV heads G",
+      min: 1,
+      max: 128,
+      value: data.kvHeads,
+      values: powers(1, 128),
     },
     {
-      kind: "slider", key: "headDim", label: "Head width", min: 1, max: 1024,
-      value: data.headDim, values: powers(8, 512),
+      kind: "slider",
+      key: "headDim",
+      label: "Head width",
+      min: 1,
+      max: 1024,
+      value: data.headDim,
+      values: powers(8, 512),
     },
     {
-      kind: "slider", key: "layers", label: "Layers", min: 1, max: 256,
-      value: data.layers, values: powers(1, 128),
+      kind: "slider",
+      key: "layers",
+      label: "Layers",
+      min: 1,
+      max: 256,
+      value: data.layers,
+      values: powers(1, 128),
     },
     {
-      kind: "radio", key: "rule", label: "Who reads which?", value: "blocks", wide: true,
-      options: [["blocks", "neighbours share (right)"], ["dealt", "dealt in turn (a common mistake)"]],
+      kind: "radio",
+      key: "rule",
+      label: "Who reads which?",
+      value: "blocks",
+      wide: true,
+      options: [
+        ["blocks", "neighbours share (right)"],
+        ["dealt", "dealt in turn (a common mistake)"],
+      ],
     },
     { kind: "hidden", key: "query", value: data.query },
   ];
@@ -44,16 +81,23 @@ function controls(data) {
 const change = (s) => ({ ...s, query: Math.min(s.query, s.heads - 1) });
 
 const reads = (s, query) =>
-  s.rule === "dealt" ? dealtHead(query, s.kvHeads) : kvHead(query, s.heads, s.kvHeads);
+  s.rule === "dealt"
+    ? dealtHead(query, s.kvHeads)
+    : kvHead(query, s.heads, s.kvHeads);
 const name = ({ heads, kvHeads }) =>
   kvHeads === heads ? "MHA" : kvHeads === 1 ? "MQA" : "GQA";
 
 function card(s, kv, mine) {
-  const queries = Array.from({ length: s.heads }, (_, q) => q).filter((q) => reads(s, q) === kv);
+  const queries = Array.from({ length: s.heads }, (_, q) => q).filter(
+    (q) => reads(s, q) === kv,
+  );
   const on = kv === mine;
   const heads = queries.map((q) =>
     pick({
-      patch: { query: q }, key: `q${q}`, on: q === s.query, text: q,
+      patch: { query: q },
+      key: `q${q}`,
+      on: q === s.query,
+      text: q,
       label: `Query head ${q} reads KV head ${kv}`,
     }),
   );
@@ -95,11 +139,16 @@ function broken(s) {
 
 function view(s, { data }) {
   if (s.heads % s.kvHeads) return broken(s);
-  const mine = reads(s, s.query), element = data.element;
+  const mine = reads(s, s.query),
+    element = data.element;
   const cache = cacheBytes(s.kvHeads, s.headDim, s.layers, element);
   const full = cacheBytes(s.heads, s.headDim, s.layers, element);
   const cards = Array.from({ length: s.kvHeads }, (_, kv) => card(s, kv, mine));
-  const rows = [["MHA", s.heads], ["this map", s.kvHeads], ["MQA", 1]].map(([kind, g]) => {
+  const rows = [
+    ["MHA", s.heads],
+    ["this map", s.kvHeads],
+    ["MQA", 1],
+  ].map(([kind, g]) => {
     const size = cacheBytes(g, s.headDim, s.layers, element);
     return [kind, num(g), `${num(size, 15)} B`, times(full / size)];
   });
@@ -109,12 +158,20 @@ function view(s, { data }) {
     `<div class="map" style="grid-template-columns: repeat(auto-fill, minmax(min(100%, ${least}px), 1fr))" data-roving role="group" aria-label="Query heads above the KV head they read">${cards.join("")}</div>` +
     tiles([
       {
-        name: `${name(s)}: one token`, value: bytes(cache),
+        name: `${name(s)}: one token`,
+        value: bytes(cache),
         note: `2 × ${s.kvHeads} × ${s.headDim} × ${s.layers} layers × ${element} B`,
       },
-      { name: "Smaller than MHA", value: times(full / cache), note: `${s.heads} / ${s.kvHeads} query heads per KV head` },
+      {
+        name: "Smaller than MHA",
+        value: times(full / cache),
+        note: `${s.heads} / ${s.kvHeads} query heads per KV head`,
+      },
     ]) +
-    table(["Attention", "KV heads", "one token", "smaller by"], rows, { strong: 1, caption: "BF16 cache of all layers" });
+    table(["Attention", "KV heads", "one token", "smaller by"], rows, {
+      strong: 1,
+      caption: "BF16 cache of all layers",
+    });
   return { html, say: sentence(s, mine) };
 }
 
@@ -128,14 +185,16 @@ function sentence(s, mine) {
         : `; a released checkpoint expects ${right}. Shapes and cache sizes are the same, so only the values show the mistake.`)
     );
   }
-  const others = sharers(s.query, s.heads, s.kvHeads).filter((q) => q !== s.query);
-  const with_ =
-    others.length === 0 ? "alone"
-      : others.length > 8 ? `together with ${others.length} other heads`
-        : `together with ${others.join(", ")}`;
-  return (
-    `Query head ${s.query} reads KV head ${mine} = ⌊${s.query} × ${s.kvHeads} / ${s.heads}⌋, ${with_}.`
+  const others = sharers(s.query, s.heads, s.kvHeads).filter(
+    (q) => q !== s.query,
   );
+  const with_ =
+    others.length === 0
+      ? "alone"
+      : others.length > 8
+        ? `together with ${others.length} other heads`
+        : `together with ${others.join(", ")}`;
+  return `Query head ${s.query} reads KV head ${mine} = ⌊${s.query} × ${s.kvHeads} / ${s.heads}⌋, ${with_}.`;
 }
 
 export const formulas = { kvHead, dealtHead, sharers, cacheBytes };

@@ -87,7 +87,8 @@ const STYLE = `
 /** One control of `spec` as HTML; ids only need to differ inside the root. */
 function field(spec) {
   if (spec.kind === "hidden") return "";
-  const id = `c-${spec.key}`, unit = spec.unit ?? "";
+  const id = `c-${spec.key}`,
+    unit = spec.unit ?? "";
   const wrap = (inner, tag = "div") =>
     `<${tag} class="field${spec.wide ? " wide" : ""}" data-field="${spec.key}">${inner}</${tag}>`;
   const label = `<label for="${id}">${esc(spec.label)}</label>`;
@@ -99,7 +100,9 @@ function field(spec) {
     const options = spec.options
       .map(([v, name]) => `<option value="${esc(v)}">${esc(name)}</option>`)
       .join("");
-    return wrap(`${label}<select id="${id}" data-select="${spec.key}">${options}</select>`);
+    return wrap(
+      `${label}<select id="${id}" data-select="${spec.key}">${options}</select>`,
+    );
   }
   if (spec.kind === "radio") {
     const options = spec.options
@@ -110,7 +113,8 @@ function field(spec) {
       )
       .join("");
     return wrap(
-      `<legend>${esc(spec.label)}</legend><div class="choice">${options}</div>`, "fieldset",
+      `<legend>${esc(spec.label)}</legend><div class="choice">${options}</div>`,
+      "fieldset",
     );
   }
   const head = `<div class="head">${label}${number}</div>`;
@@ -124,10 +128,16 @@ function field(spec) {
 
 /** All controls; those with a `group` are folded away on a narrow screen. */
 function fields(specs) {
-  const free = specs.filter((s) => !s.group).map(field).join("");
+  const free = specs
+    .filter((s) => !s.group)
+    .map(field)
+    .join("");
   const groups = [...new Set(specs.map((s) => s.group).filter(Boolean))];
   const folded = groups.map((name) => {
-    const inner = specs.filter((s) => s.group === name).map(field).join("");
+    const inner = specs
+      .filter((s) => s.group === name)
+      .map(field)
+      .join("");
     return (
       `<details class="group"><summary>${esc(name)}</summary>` +
       `<div class="controls">${inner}</div></details>`
@@ -139,8 +149,11 @@ function fields(specs) {
 /** Where a slider stands: an index if the spec lists values. */
 const toRange = (spec, v) =>
   spec.values
-    ? spec.values.reduce((best, x, i) =>
-        Math.abs(x - v) < Math.abs(spec.values[best] - v) ? i : best, 0)
+    ? spec.values.reduce(
+        (best, x, i) =>
+          Math.abs(x - v) < Math.abs(spec.values[best] - v) ? i : best,
+        0,
+      )
     : v;
 const fromRange = (spec, at) => (spec.values ? spec.values[+at] : +at);
 
@@ -148,44 +161,63 @@ function mount({ data, el, controls, change, view, check }) {
   const specs = controls(data);
   const by = Object.fromEntries(specs.map((s) => [s.key, s]));
   const start = () => Object.fromEntries(specs.map((s) => [s.key, s.value]));
-  let state = start(), notes = {}, timer = 0, width = 0;
+  let state = start(),
+    notes = {},
+    timer = 0,
+    width = 0;
   el.innerHTML =
     `<header><h3>${esc(data.title)}</h3><button type="button" data-reset>Reset</button></header>` +
     `<div class="controls">${fields(specs)}</div>` +
     `<figure></figure><p class="say" role="status"></p>` +
     (data.hint ? `<p class="try"><b>Try:</b> ${esc(data.hint)}</p>` : "");
-  const $ = (q) => el.querySelector(q), all = (q) => el.querySelectorAll(q);
-  const figure = $("figure"), calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const $ = (q) => el.querySelector(q),
+    all = (q) => el.querySelectorAll(q);
+  const figure = $("figure"),
+    calm = matchMedia("(prefers-reduced-motion: reduce)");
 
   function show(spec) {
     const v = state[spec.key];
     if (spec.kind === "hidden") return;
     const box = $(`[data-field="${spec.key}"]`);
     box.hidden = spec.when ? !spec.when(state) : false;
-    const range = box.querySelector("[data-range]"), number = box.querySelector("[data-number]");
+    const range = box.querySelector("[data-range]"),
+      number = box.querySelector("[data-number]");
     if (range) {
       range.min = spec.values ? 0 : spec.min;
       range.max = spec.values ? spec.values.length - 1 : spec.max;
-      range.step = spec.values ? 1 : spec.step ?? 1;
+      range.step = spec.values ? 1 : (spec.step ?? 1);
       range.value = toRange(spec, v);
-      range.setAttribute("aria-valuetext", `${num(v, 12)} ${spec.unit ?? ""}`.trim());
+      range.setAttribute(
+        "aria-valuetext",
+        `${num(v, 12)} ${spec.unit ?? ""}`.trim(),
+      );
       if (el.getRootNode().activeElement !== number) number.value = v;
       number.setAttribute("aria-invalid", String(!!notes[spec.key]));
     }
     const select = box.querySelector("select");
     if (select) select.value = v;
-    for (const radio of box.querySelectorAll("[type=radio]")) radio.checked = radio.value === String(v);
+    for (const radio of box.querySelectorAll("[type=radio]"))
+      radio.checked = radio.value === String(v);
   }
   function draw(speak = true) {
     const root = el.getRootNode();
-    const focus = figure.contains(root.activeElement) ? root.activeElement.dataset.key : null;
-    const open = [...figure.querySelectorAll("details[open]")].map((d) => d.dataset.key);
+    const focus = figure.contains(root.activeElement)
+      ? root.activeElement.dataset.key
+      : null;
+    const open = [...figure.querySelectorAll("details[open]")].map(
+      (d) => d.dataset.key,
+    );
     specs.forEach(show);
     const { html, say } = view(state, { data, width: Math.max(width, 240) });
     figure.innerHTML = html;
-    for (const d of figure.querySelectorAll("details")) d.open = open.includes(d.dataset.key);
-    if (focus) figure.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
-    if (speak) $(".say").textContent = [...Object.values(notes), say].filter(Boolean).join(" ");
+    for (const d of figure.querySelectorAll("details"))
+      d.open = open.includes(d.dataset.key);
+    if (focus)
+      figure.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
+    if (speak)
+      $(".say").textContent = [...Object.values(notes), say]
+        .filter(Boolean)
+        .join(" ");
   }
   function set(patch, why = Object.keys(patch)[0]) {
     state = change({ ...state, ...patch }, why, data);
@@ -194,33 +226,51 @@ function mount({ data, el, controls, change, view, check }) {
   function stop() {
     clearInterval(timer);
     timer = 0;
-    for (const b of all("[data-play]")) { b.textContent = "Play"; b.setAttribute("aria-pressed", "false"); }
+    for (const b of all("[data-play]")) {
+      b.textContent = "Play";
+      b.setAttribute("aria-pressed", "false");
+    }
   }
   function move(key, way, wrap) {
     const s = by[key];
-    const next = state[key] + way * (s.step?.call ? s.step(state) : s.step ?? 1);
+    const next =
+      state[key] + way * (s.step?.call ? s.step(state) : (s.step ?? 1));
     if (next > s.max && !wrap) return false;
     set({ [key]: next > s.max ? s.min : clamp(next, s.min, s.max) });
     return true;
   }
   function play(button) {
-    if (timer) { stop(); draw(); return; }
+    if (timer) {
+      stop();
+      draw();
+      return;
+    }
     const key = button.dataset.play;
     button.textContent = "Pause";
     button.setAttribute("aria-pressed", "true");
     if (state[key] >= by[key].max) set({ [key]: by[key].min });
-    timer = setInterval(() => {
-      if (!el.isConnected || !move(key, 1, false)) { stop(); if (el.isConnected) draw(); }
-    }, calm.matches ? 1200 : by[key].interval ?? 250);
+    timer = setInterval(
+      () => {
+        if (!el.isConnected || !move(key, 1, false)) {
+          stop();
+          if (el.isConnected) draw();
+        }
+      },
+      calm.matches ? 1200 : (by[key].interval ?? 250),
+    );
   }
   el.addEventListener("input", ({ target: t }) => {
     const { range, number, select, radio } = t.dataset;
     if (timer) stop();
-    if (range) { delete notes[range]; set({ [range]: fromRange(by[range], t.value) }); }
+    if (range) {
+      delete notes[range];
+      set({ [range]: fromRange(by[range], t.value) });
+    }
     if (number) {
       const typed = t.validity.badInput ? "that" : t.value;
       const { value, note } = settle(by[number], typed);
-      if (note) notes[number] = note; else delete notes[number];
+      if (note) notes[number] = note;
+      else delete notes[number];
       set({ [number]: value });
     }
     const choice = select ?? radio;
@@ -232,30 +282,52 @@ function mount({ data, el, controls, change, view, check }) {
   });
   el.addEventListener("focusout", ({ target: t }) => {
     const key = t.dataset?.number;
-    if (key && t.value !== String(state[key])) { t.value = state[key]; delete notes[key]; t.setAttribute("aria-invalid", "false"); }
+    if (key && t.value !== String(state[key])) {
+      t.value = state[key];
+      delete notes[key];
+      t.setAttribute("aria-invalid", "false");
+    }
   });
   el.addEventListener("click", ({ target }) => {
     const t = target.closest("button");
     if (!t) return;
-    if ("reset" in t.dataset) { stop(); notes = {}; state = start(); draw(); }
+    if ("reset" in t.dataset) {
+      stop();
+      notes = {};
+      state = start();
+      draw();
+    }
     if (t.dataset.play) play(t);
-    if (t.dataset.step) { stop(); move(t.closest("[data-field]").dataset.field, +t.dataset.step, true); }
-    if (t.dataset.set) { notes = {}; set(JSON.parse(t.dataset.set)); }
+    if (t.dataset.step) {
+      stop();
+      move(t.closest("[data-field]").dataset.field, +t.dataset.step, true);
+    }
+    if (t.dataset.set) {
+      notes = {};
+      set(JSON.parse(t.dataset.set));
+    }
   });
   // arrow keys walk through the buttons of a figure and choose as they go
   figure.addEventListener("keydown", (e) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[e.key];
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[
+      e.key
+    ];
     const here = e.target.closest?.("[data-set]");
     if (!step || !here) return;
     e.preventDefault();
-    const list = [...here.closest("[data-roving]").querySelectorAll("[data-set]")];
+    const list = [
+      ...here.closest("[data-roving]").querySelectorAll("[data-set]"),
+    ];
     const next = list[(list.indexOf(here) + step + list.length) % list.length];
     next.focus();
     next.click();
   });
   const resize = () => {
     const now = figure.clientWidth;
-    if (Math.abs(now - width) > 1) { width = now; draw(); }
+    if (Math.abs(now - width) > 1) {
+      width = now;
+      draw();
+    }
   };
   new ResizeObserver(resize).observe(figure);
   width = figure.clientWidth;
@@ -268,12 +340,16 @@ function mount({ data, el, controls, change, view, check }) {
     p.setAttribute("role", "alert");
     p.textContent =
       "This explorer disagrees with the Python code, do not trust its numbers: " +
-      wrong.map(([name, args, want]) => `${name}(${args}) should be ${want}`).join("; ");
+      wrong
+        .map(([name, args, want]) => `${name}(${args}) should be ${want}`)
+        .join("; ");
     figure.before(p);
   }
 }
 
-for (const host of document.querySelectorAll('[data-ds-widget="__WIDGET__"]:not([data-ds-ready])')) {
+for (const host of document.querySelectorAll(
+  '[data-ds-widget="__WIDGET__"]:not([data-ds-ready])',
+)) {
   host.dataset.dsReady = "1";
   const root = host.attachShadow({ mode: "open" });
   const style = document.createElement("style");
@@ -286,7 +362,12 @@ for (const host of document.querySelectorAll('[data-ds-widget="__WIDGET__"]:not(
   // keys that move a slider must not reach the page (theme and JupyterLab shortcuts)
   host.addEventListener("keydown", (e) => e.stopPropagation());
   try {
-    widget.render({ data: JSON.parse(host.querySelector('script[type="application/json"]').textContent), el });
+    widget.render({
+      data: JSON.parse(
+        host.querySelector('script[type="application/json"]').textContent,
+      ),
+      el,
+    });
   } catch (error) {
     console.error(error);
     el.innerHTML = `<p class="wrong" role="alert">This explorer could not start; here is its table instead.</p><slot></slot>`;

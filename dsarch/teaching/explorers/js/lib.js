@@ -44,7 +44,12 @@ export const flop = (x, digits = 3) =>
 export const times = (x) => `${num(x, 3)}×`;
 export function seconds(x, digits = 3) {
   if (!Number.isFinite(x)) return "–";
-  const units = [["s", 1], ["ms", 1e-3], ["µs", 1e-6], ["ns", 1e-9]];
+  const units = [
+    ["s", 1],
+    ["ms", 1e-3],
+    ["µs", 1e-6],
+    ["ns", 1e-9],
+  ];
   const [unit, size] = units.find(([, s]) => x >= s) ?? units[3];
   return `${num(x / size, digits)} ${unit}`;
 }
@@ -79,7 +84,8 @@ export function settle(spec, text) {
   if (!spec.real && !Number.isInteger(x)) {
     return say(`${num(x, 6)} is not a whole number`, Math.round(x));
   }
-  if (spec.even && x % 2) return say(`${x} is odd, but pairs are needed`, x - 1);
+  if (spec.even && x % 2)
+    return say(`${x} is odd, but pairs are needed`, x - 1);
   return { value: x, note: "" };
 }
 
@@ -123,7 +129,9 @@ export const tiles = (items) =>
 export function table(head, rows, { caption = "", strong = -1 } = {}) {
   const cells = (row) =>
     row
-      .map((c, i) => (i ? `<td>${esc(c)}</td>` : `<th scope="row">${esc(c)}</th>`))
+      .map((c, i) =>
+        i ? `<td>${esc(c)}</td>` : `<th scope="row">${esc(c)}</th>`,
+      )
       .join("");
   return (
     `<div class="scroll" tabindex="0" role="region" aria-label="${esc(caption)}">` +
@@ -131,7 +139,10 @@ export function table(head, rows, { caption = "", strong = -1 } = {}) {
     head.map((c) => `<th scope="col">${esc(c)}</th>`).join("") +
     "</tr></thead><tbody>" +
     rows
-      .map((r, i) => `<tr${i === strong ? ' class="strong"' : ""}>${cells(r)}</tr>`)
+      .map(
+        (r, i) =>
+          `<tr${i === strong ? ' class="strong"' : ""}>${cells(r)}</tr>`,
+      )
       .join("") +
     "</tbody></table></div>"
   );
@@ -179,7 +190,10 @@ export function axis({ min, max, log = false }, from, to, room = 64) {
   const span = f(max) - f(min) || 1;
   const at = (x) => from + ((f(x) - f(min)) / span) * (to - from);
   const wanted = Math.max(2, Math.floor(Math.abs(to - from) / room));
-  return { at, ticks: log ? decades(min, max, wanted) : steps(min, max, wanted) };
+  return {
+    at,
+    ticks: log ? decades(min, max, wanted) : steps(min, max, wanted),
+  };
 }
 function decades(min, max, wanted) {
   const low = Math.ceil(Math.log10(min) - 1e-9);
@@ -220,10 +234,13 @@ export const legend = (names) =>
 export function plot({ width, height = 250, x, y, series, desc, ...more }) {
   const { bands = [], rules = [], dots = [] } = more;
   const format = (a) => a.format ?? ((v) => num(v, 3));
-  const right = width - 14, top = 26, bottom = height - 38;
+  const right = width - 14,
+    top = 26,
+    bottom = height - 38;
   const yTicks = axis(y, bottom, top, 38).ticks.map((v) => [v, format(y)(v)]);
   const left = 14 + 6.4 * Math.max(...yTicks.map(([, s]) => s.length), 2);
-  const X = axis(x, left, right, 66), Y = axis(y, bottom, top, 38);
+  const X = axis(x, left, right, 66),
+    Y = axis(y, bottom, top, 38);
   const inX = (v) => px(clamp(X.at(v), left, right));
   const inY = (v) => px(clamp(Y.at(v), top, bottom));
   const path = (points) =>
@@ -234,7 +251,8 @@ export function plot({ width, height = 250, x, y, series, desc, ...more }) {
         `<rect class="band" x="${inX(b.from)}" y="${top}" ` +
         `width="${px(inX(b.to) - inX(b.from))}" height="${bottom - top}"/>` +
         text((inX(b.from) + inX(b.to)) / 2, top + 13, b.label, {
-          anchor: "middle", kind: "muted",
+          anchor: "middle",
+          kind: "muted",
         }),
     ),
     ...yTicks.map(
@@ -245,7 +263,10 @@ export function plot({ width, height = 250, x, y, series, desc, ...more }) {
     ...X.ticks.map(
       (v) =>
         `<path class="axis" d="M${inX(v)} ${bottom}v5"/>` +
-        text(inX(v), bottom + 18, format(x)(v), { anchor: "middle", kind: "tick" }),
+        text(inX(v), bottom + 18, format(x)(v), {
+          anchor: "middle",
+          kind: "tick",
+        }),
     ),
     `<path class="axis" d="M${px(left)} ${bottom}H${right}"/>`,
     text(2, 13, y.label, { kind: "muted" }),
@@ -258,13 +279,18 @@ export function plot({ width, height = 250, x, y, series, desc, ...more }) {
     ),
     ...dots.map((d) => mark(d.series, inX(d.x), inY(d.y), 5.5)),
   ];
-  return legend(series.map((s) => s.name)) + svg(width, height, desc, body.join(""));
+  return (
+    legend(series.map((s) => s.name)) + svg(width, height, desc, body.join(""))
+  );
 }
 function rule(x, top, bottom, label, left, right) {
   const anchor = x > (left + right) / 2 ? "end" : "start";
   return (
     `<path class="rule" d="M${x} ${top}V${bottom}"/>` +
-    text(x + (anchor === "end" ? -6 : 6), bottom - 8, label, { anchor, kind: "halo" })
+    text(x + (anchor === "end" ? -6 : 6), bottom - 8, label, {
+      anchor,
+      kind: "halo",
+    })
   );
 }
 
@@ -281,23 +307,34 @@ const HATCHES = [
  * hatched as well as coloured.
  */
 export function bars({ width, items, desc, max }) {
-  const wide = width >= 520, row = wide ? 34 : 48;
-  const left = wide ? Math.min(230, 16 + 7 * Math.max(...items.map((d) => d.name.length))) : 0;
+  const wide = width >= 520,
+    row = wide ? 34 : 48;
+  const left = wide
+    ? Math.min(230, 16 + 7 * Math.max(...items.map((d) => d.name.length)))
+    : 0;
   const most = max ?? Math.max(...items.map((d) => d.value));
-  const room = width - left - 16 - 7.2 * Math.max(...items.map((d) => d.text.length));
+  const room =
+    width - left - 16 - 7.2 * Math.max(...items.map((d) => d.text.length));
   const body = items.map((d, i) => {
     const size = px(Math.max((room * d.value) / (most || 1), 1.5));
-    const y = i * row + (wide ? 7 : 20), s = d.series ?? 0;
+    const y = i * row + (wide ? 7 : 20),
+      s = d.series ?? 0;
     const kind = d.strong ? "strong" : "";
     const box = `x="${left}" y="${y}" width="${size}" height="20" rx="3"`;
     return (
       text(wide ? left - 10 : 0, wide ? y + 15 : y - 6, d.name, {
-        anchor: wide ? "end" : "start", kind,
+        anchor: wide ? "end" : "start",
+        kind,
       }) +
       `<rect class="bar s${s % 6}" ${box}/>` +
       (s % 4 ? `<rect class="hatch" fill="url(#h${s % 4})" ${box}/>` : "") +
       text(left + size + 8, y + 15, d.text, { kind })
     );
   });
-  return svg(width, items.length * row + 4, desc, `<defs>${HATCHES.join("")}</defs>${body.join("")}`);
+  return svg(
+    width,
+    items.length * row + 4,
+    desc,
+    `<defs>${HATCHES.join("")}</defs>${body.join("")}`,
+  );
 }
