@@ -10,29 +10,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsarch.balance import updated_bias
+from dsarch.balance import balance, loads, updated_bias
 from dsarch.model import DeepSeek
-from dsarch.router import Router
+from dsarch.router import Router, Routing
 from dsarch.train import state
 from dsarch.train.data import Batch, Corpus
-from dsarch.train.loss import Loss, load, routings, token_loss
+from dsarch.train.loss import Loss, even_out, routings, token_loss
 from dsarch.train.monitor import (
     Metrics,
     Progress,
     check_finite,
-    max_violation,
 )
 from dsarch.train.optim import clip_grad_norm
 
 Schedule = Callable[[int], float]
-Loads = dict[Router, Tensor]
+Counts = dict[Router, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run does; schedules are functions of the optimizer step.
+    r"""What a run does; schedules are functions of the optimizer step.
 
-    ``bias_speed`` moves the routing biases, once per optimizer step.
+    ``bias_speed`` moves the routing biases, once per optimizer step;
+    ``balance_weight`` is $\alpha$ of the sequence-wise balance loss.
     ``autocast`` is the dtype of matrix products; weights stay as they are.
     """
 
@@ -42,6 +42,7 @@ class Plan:
     clip: float = 1.0
     mtp_weight: Schedule = lambda step: 0.3
     bias_speed: Schedule = lambda step: 0.001
+    balance_weight: float = 1e-4
     autocast: torch.dtype | None = None
     save_every: int = 100
     keep: int = 3
@@ -58,6 +59,7 @@ class Plan:
             "steps": self.steps,
             "accumulation": self.accumulation,
             "clip": self.clip,
+            "balance_weight": self.balance_weight,
             "autocast": self.autocast,
         } | {
             name: [float(schedule(step)) for step in probes]
@@ -116,15 +118,15 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One optimizer step; losses in its row are means over tokens."""
         start, step = time.perf_counter(), self.step
-        row, loads = gradients(self)
+        row, counts = gradients(self)
         norm = clip_grad_norm(list(self.model.parameters()), self.plan.clip)
         require(self, norm, "gradient norm")
         rate = self.plan.rate(step)
         for optimizer in self.optimizers:
             apply(optimizer, rate)
-        move_biases(loads, self.plan.bias_speed(step))
+        move_biases(counts, self.plan.bias_speed(step))
         self.step += 1
-        worst = max((max_violation(n) for n in loads.values()), default=0.0)
+        worst = max(balance(n).max_violation for n in counts.values())
         row |= {"norm": norm.item(), "rate": rate, "violation": worst}
         return {"step": step, **row, "seconds": time.perf_counter() - start}
 
@@ -142,35 +144,51 @@ def apply(optimizer: torch.optim.Optimizer, rate: float) -> None:
     optimizer.zero_grad()
 
 
-def gradients(trainer: Trainer) -> tuple[dict[str, float], Loads]:
+def gradients(trainer: Trainer) -> tuple[dict[str, float], Counts]:
     """Accumulate the gradients of one step over micro-batches and ranks.
 
     Each sum of losses is divided by the tokens of the whole step. Averaging
     the micro-batches' means instead weighs tokens by how few stand beside
     them. Frameworks average gradients over ranks, hence the factor.
     """
-    plan, step = trainer.plan, trainer.step
-    batches = [draw(trainer) for _ in range(plan.accumulation)]
+    batches = [draw(trainer) for _ in range(trainer.plan.accumulation)]
     count = sum(batch.counted[:, 1:].sum() for batch in batches)
     tokens = torch.as_tensor(count).double()
     trainer.ranks.add(tokens)
     sums: dict[str, float] = defaultdict(float)
-    loads: Loads = {}
-    device = next(trainer.model.parameters()).device.type
+    counts: Counts = {}
     for batch in batches:
-        enabled = plan.autocast is not None
-        with (
-            torch.autocast(device, plan.autocast, enabled),
-            routings(trainer.model) as seen,
-        ):
-            loss = trainer.loss(trainer.model, batch, plan.mtp_weight(step))
-        require(trainer, loss.total, "loss", batch)
-        (loss.total * (trainer.ranks.size / tokens.item())).backward()
-        for name, value in loss.parts.items():
+        parts, seen = micro_step(trainer, batch, tokens.item())
+        for name, value in parts.items():
             sums[name] += value
         for router, routing in seen:
-            loads[router] = loads.get(router, 0) + load(routing)
-    return share(trainer, sums, loads, tokens), loads
+            new = loads(routing.experts, routing.scores.size(1))
+            counts[router] = counts.get(router, 0) + new
+    for weight in trainer.model.parameters():
+        # An expert that saw no token decays too, on every layout alike.
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+    return share(trainer, sums, counts, tokens), counts
+
+
+def micro_step(
+    trainer: Trainer, batch: Batch, tokens: float
+) -> tuple[dict[str, float], list[tuple[Router, Routing]]]:
+    """Forward and backward of one micro-batch of a step of ``tokens``."""
+    model, plan = trainer.model, trainer.plan
+    device = next(model.parameters()).device.type
+    enabled = plan.autocast is not None
+    with (
+        torch.autocast(device, plan.autocast, enabled),
+        routings(model) as seen,
+    ):
+        total, parts = trainer.loss(model, batch, plan.mtp_weight(trainer.step))
+    require(trainer, total, "loss", batch)
+    if seen and plan.balance_weight:
+        own = batch.counted[:, 1:].sum() * plan.balance_weight
+        total = total + own * even_out(seen, len(batch.tokens))
+    (total * (trainer.ranks.size / tokens)).backward()
+    return parts, seen
 
 
 def draw(trainer: Trainer) -> Batch:
@@ -181,10 +199,10 @@ def draw(trainer: Trainer) -> Batch:
 
 
 def share(
-    trainer: Trainer, sums: dict[str, float], loads: Loads, tokens: Tensor
+    trainer: Trainer, sums: dict[str, float], counts: Counts, tokens: Tensor
 ) -> dict[str, float]:
-    """Add loads and measured sums over the ranks; means per token."""
-    for count in loads.values():
+    """Add counts and measured sums over the ranks; means per token."""
+    for count in counts.values():
         trainer.ranks.add(count)
     total = torch.tensor([*sums.values()], dtype=torch.float64)
     trainer.ranks.add(total)
@@ -193,9 +211,9 @@ def share(
 
 
 @torch.no_grad()
-def move_biases(loads: Loads, speed: float) -> None:
+def move_biases(counts: Counts, speed: float) -> None:
     """Bias the routers against the experts that this step overloaded."""
-    for router, count in loads.items():
+    for router, count in counts.items():
         bias = router.e_score_correction_bias
         if bias is not None:
             bias.copy_(updated_bias(bias, count, speed))

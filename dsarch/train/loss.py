@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dsarch.balance import sequence_loss
 from dsarch.model import DeepSeek
 from dsarch.mtp import mtp_losses, nll
 from dsarch.rope import phases
@@ -80,10 +82,13 @@ def routings(model: nn.Module) -> Iterator[list[tuple[Router, Routing]]]:
             handle.remove()
 
 
-def load(routing: Routing) -> Int[Tensor, " e"]:
-    """How many tokens chose each expert."""
-    size = routing.scores.size(1)
-    return torch.bincount(routing.experts.flatten(), minlength=size)[:size]
+def even_out(seen: list[tuple[Router, Routing]], rows: int) -> Tensor:
+    """V3's sequence-wise balance loss, summed over the layers."""
+    losses = []
+    for _, routing in seen:
+        scores = rearrange(routing.scores, "(b t) e -> b t e", b=rows)
+        losses.append(sequence_loss(scores, routing.experts.size(1)))
+    return torch.stack(losses).sum()
 
 
 def recompute(layers: Iterable[nn.Module]) -> None:

@@ -1,7 +1,6 @@
 r"""What a run reports: metrics in a file, a progress bar, causes of NaN."""
 
 import json
-import math
 import os
 import sys
 import time
@@ -118,9 +117,3 @@ def bad_module(model: nn.Module, run: Callable[[], Any]) -> str:
     if not broken:
         return "all weights and outputs are finite, the loss itself is not"
     return f"weights are finite, {broken[0]} overflows"
-
-
-def max_violation(load: Tensor) -> float:
-    r"""MaxVio: $\max_i load_i / \overline{load} - 1$; zero is balanced."""
-    mean = load.float().mean().item()
-    return load.max().item() / mean - 1 if mean else math.nan
