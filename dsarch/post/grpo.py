@@ -38,17 +38,17 @@ def advantages(
     if scale == "none":
         return centred
     if scale == "group":
-        return centred / (_std(rewards, 1) + STD_EPS)
+        return centred / (_std(rewards) + STD_EPS)
     if scale == "batch":
-        return centred / (_std(rewards.reshape(1, -1), 1) + STD_EPS)
+        return centred / (_std(rewards.reshape(1, -1)) + STD_EPS)
     raise ValueError(f"scale {scale!r} is none of 'group', 'batch', 'none'")
 
 
-def _std(x: Float[Tensor, "q g"], dim: int) -> Float[Tensor, "q 1"]:
+def _std(x: Float[Tensor, "q g"]) -> Float[Tensor, "q 1"]:
     """Unbiased deviation; 0 for a single value, where torch gives NaN."""
-    if x.shape[dim] < 2:
-        return torch.zeros_like(x)
-    return x.std(dim, keepdim=True)
+    if x.shape[1] < 2 or not len(x):
+        return x.new_zeros(len(x), 1)
+    return x.std(1, keepdim=True)
 
 
 def equal_groups(rewards: Float[Tensor, "q g"]) -> Bool[Tensor, "q"]:
