@@ -310,7 +310,7 @@ export function bars({ width, items, desc, max }) {
   const wide = width >= 520,
     row = wide ? 34 : 48;
   const left = wide
-    ? Math.min(230, 16 + 7 * Math.max(...items.map((d) => d.name.length)))
+    ? Math.min(230, 16 + 7.6 * Math.max(...items.map((d) => d.name.length)))
     : 0;
   const most = max ?? Math.max(...items.map((d) => d.value));
   const room =
