@@ -2,12 +2,16 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from book import contents
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def command(strict: bool) -> list[str]:
@@ -28,12 +32,11 @@ def main() -> int:
     done = subprocess.run(
         command(strict),
         cwd=contents.ROOT,
-        env={**os.environ, "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    text = done.stdout + done.stderr
+    text = COLOUR.sub("", done.stdout + done.stderr)
     if done.returncode:
         print(text)
         return done.returncode
