@@ -261,9 +261,8 @@ def drop_overflow(routing: Routing, limit: int) -> Routing:
     slots = rearrange(routing.experts, "z k -> (k z)")
     taken = F.one_hot(slots, routing.scores.size(1) + 1).cumsum(0)
     rank = taken.gather(1, slots[:, None]).squeeze(1)
-    return drop(
-        routing, (rank <= limit).unflatten(0, routing.experts.T.shape).T
-    )
+    kept = (rank <= limit).unflatten(0, routing.experts.T.shape)
+    return drop(routing, kept.T)
 
 
 def drop(routing: Routing, kept: Tensor) -> Routing:

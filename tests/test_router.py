@@ -240,7 +240,7 @@ def test_switch_weighs_by_the_probability():
 def test_gshard_is_its_algorithm(witness):
     """Algorithm 1 of the paper as two loops over tokens."""
     scores = torch.randn(30, 5, dtype=torch.float64).softmax(1)
-    room = 7
+    room = 10
     routing = drop_overflow(
         gshard_top2(scores, torch.Generator().manual_seed(3)), room
     )
@@ -275,11 +275,12 @@ def test_gshard_without_randomness_keeps_both():
 
 
 def test_first_choices_come_before_any_second():
-    """Token 0's second choice must not take token 1's first."""
-    scores = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0]])
+    """Token 0's second choice must not take token 2's first."""
+    scores = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.0, 0.7], [0.0, 0.8, 0.2]])
     routing = drop_overflow(top_k(scores, 2), 1)
-    assert routing.experts.tolist() == [[0, 3], [1, 3]]
-    close(routing.weights, torch.tensor([[0.6, 0.0], [0.7, 0.0]]))
+    assert routing.experts.tolist() == [[0, 3], [2, 3], [1, 3]]
+    close(routing.weights[:, 0], torch.tensor([0.6, 0.7, 0.8]))
+    assert (routing.weights[:, 1] == 0).all()
 
 
 def test_overflow_is_dropped_and_goes_nowhere_else():
