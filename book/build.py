@@ -1,7 +1,6 @@
 """Build the site from the stored outputs of the notebooks."""
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 
 from book import contents
-
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
