@@ -1,6 +1,6 @@
 """The whole model beside transformers' with the same weights, as ratios.
 
-    python -m benchmarks.model_speed [--quick]
+    python -m benchmarks.model_speed [--quick] [--threads 2]
 
 Both run in turn, round after round, so that a busy machine slows both; the
 table shows medians and their ratio (above 1: dsarch is faster).
@@ -125,11 +125,15 @@ def decodes(theirs, ours, context: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(2)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    quick = options.quick
+    torch.set_num_threads(options.threads)
     theirs, ours = models()
     count = sum(x.numel() for x in ours.parameters())
-    print(f"{count / 1e6:.0f} million parameters, fp32, 2 threads")
+    print(
+        f"{count / 1e6:.0f} million parameters, fp32, {options.threads} threads"
+    )
     print(f"{'':26} {'theirs ms':>10} {'dsarch ms':>10} {'ratio':>8}")
     tokens = torch.randint(SIZES["vocab_size"], (4, 256))
     forwards(theirs, ours, tokens, 3 if quick else 7)
