@@ -82,7 +82,10 @@ def test_what_is_masked_cannot_matter(variant, fill):
     found = []
     for x in (samples(), samples(fill=fill)):
         logp = x.logp.requires_grad_()
-        loss = policy_loss(x._replace(logp=logp), choice).loss
+        result = policy_loss(x._replace(logp=logp), choice)
+        for shown in (result.per_token, result.ratio, result.kl):
+            assert shown.isfinite().all(), "a figure reads these"
+        loss = result.loss
         found.append((loss.detach(), torch.autograd.grad(loss, logp)[0]))
     close(found[1][0], found[0][0])
     close(found[1][1], found[0][1])

@@ -128,10 +128,8 @@ def dpo_loss(
     """
     sums = (policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     _check(sums, beta, variant, smoothing)
-    chosen, rejected = (
-        policy_chosen - ref_chosen,
-        policy_rejected - ref_rejected,
-    )
+    chosen = policy_chosen - ref_chosen
+    rejected = policy_rejected - ref_rejected
     if variant in AVERAGED and lengths is not None:
         chosen = chosen / lengths[0].clamp(min=1)
         rejected = rejected / lengths[1].clamp(min=1)
