@@ -54,25 +54,24 @@ def dispatch_grouped(
 
     Gathering, weighing and adding then take one step for many experts, and
     every expert one matrix product: a loop of them (``mm``), or torch's
-    ``grouped_mm``, which suits a GPU but knows no fp64. ``None`` decides by
-    the device. Only plain experts are fused: others, such as those in FP8,
-    go through the loop, which calls the modules.
+    ``grouped_mm``, which knows no fp64 and which ``None`` takes for BF16 on a
+    GPU. Only plain experts are fused: others, such as those in FP8, go
+    through the loop, which calls the modules.
     """
     flat = routing.experts.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
-    counts = counts[: len(experts)]
-    matrices = plain([m for m, n in zip(experts, counts, strict=True) if n])
+    matrices = plain([m for m, n in zip(experts, counts, strict=False) if n])
     if matrices is None:
         return dispatch_loop(x, routing, experts)
-    if backend is None:
-        fits = x.is_cuda and x.dtype != torch.float64
-        backend = "grouped_mm" if fits else "mm"
-    # Elsewhere an expert's rows would start at odd addresses, and the last bit
-    # of a product depends on that.
     aligned = all(n % 16 == 0 for w in matrices[:1] for n in w.shape)
+    if backend is None:
+        suits = aligned and x.is_cuda and x.dtype == torch.bfloat16
+        backend = "grouped_mm" if suits else "mm"
+    # Rows of odd width start at odd addresses, and the last bit of a product
+    # depends on that: then each expert is a part of its own.
     rows = len(order) if backend == "grouped_mm" else ROWS if aligned else 1
-    plan = Plan(order, [n for n in counts if n], rows, backend)
+    plan = Plan(order, [n for n in counts[: len(experts)] if n], rows, backend)
     weights = routing.weights.flatten()
     return _Grouped.apply(x, weights, plan, *matrices).type_as(x)
 

@@ -13,7 +13,6 @@ from dsarch.layers import Linear, SwiGLU
 from dsarch.router import (
     Router,
     Routing,
-    affinities,
     at_most,
     capacity,
     drop_overflow,
@@ -86,17 +85,11 @@ class SparseMoE(nn.Module):
         capacity_factor: float | None = None,
     ) -> None:
         super().__init__()
-        if kind not in get_args(Kind):
-            raise ValueError(f"router {kind!r} is none of {get_args(Kind)}")
-        if k != CHOSEN.get(kind, k):
-            raise ValueError(f"{kind} chooses {CHOSEN[kind]} experts, not {k}")
-        self.k, self.kind = at_most(k, n_experts), kind
-        self.capacity_factor = capacity_factor
-        if capacity_factor is not None:
-            capacity(0, k, n_experts, capacity_factor)
+        _check(kind, k)
+        capacity(0, at_most(k, n_experts), n_experts, capacity_factor or 0.0)
+        self.k, self.kind, self.capacity_factor = k, kind, capacity_factor
         self.gate = Linear(dim, n_experts)
-        if kind == "noisy":
-            self.noise = Linear(dim, n_experts)
+        self.noise = Linear(dim, n_experts) if kind == "noisy" else None
         self.experts = nn.ModuleList(
             SwiGLU(dim, hidden) for _ in range(n_experts)
         )
@@ -116,25 +109,36 @@ class SparseMoE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Routing:
         """Where each token goes, after dropping what exceeds the capacity."""
-        routing = self.choose(x, generator)
+        logits = gate_logits(x, self.gate.weight)
+        spread = gate_logits(x, self.noise.weight) if self.noise else None
+        routing = choose(self.kind, logits, spread, self.k, generator)
         if self.capacity_factor is None:
             return routing
-        z, e = routing.scores.shape
-        return drop_overflow(
-            routing, capacity(z, self.k, e, self.capacity_factor)
-        )
+        z, e = logits.shape
+        limit = capacity(z, self.k, e, self.capacity_factor)
+        return drop_overflow(routing, limit)
 
-    def choose(
-        self, x: Tensor, generator: torch.Generator | None = None
-    ) -> Routing:
-        """Where each token would go if every expert had room."""
-        if self.kind == "noisy":
-            clean = gate_logits(x, self.gate.weight)
-            spread = gate_logits(x, self.noise.weight)
-            return noisy_top_k(clean, spread, self.k, generator).routing
-        scores = affinities(x, self.gate.weight, "softmax")
-        if self.kind == "switch":
-            return switch_top1(scores)
-        if self.kind == "gshard":
-            return gshard_top2(scores, generator)
-        return top_k(scores, self.k)
+
+def choose(
+    kind: Kind,
+    logits: Float[Tensor, "z e"],
+    spread: Float[Tensor, "z e"] | None,
+    k: int,
+    generator: torch.Generator | None = None,
+) -> Routing:
+    """Where each token would go if every expert had room."""
+    if spread is not None:
+        return noisy_top_k(logits, spread, k, generator).routing
+    scores = logits.softmax(1)
+    if kind == "switch":
+        return switch_top1(scores)
+    if kind == "gshard":
+        return gshard_top2(scores, generator)
+    return top_k(scores, k)
+
+
+def _check(kind: Kind, k: int) -> None:
+    if kind not in get_args(Kind):
+        raise ValueError(f"router {kind!r} is none of {get_args(Kind)}")
+    if k != CHOSEN.get(kind, k):
+        raise ValueError(f"{kind} chooses {CHOSEN[kind]} experts, not {k}")

@@ -196,14 +196,12 @@ def noisy_top_k(
     $\epsilon = 0$. The probability is that of a new draw of one expert's own
     noise, which gives the load a gradient. Source: Shazeer et al. 2017.
     """
-    z, e = clean.shape
-    at_most(k, e)
-    scale = F.softplus(spread)
-    noisy = clean
+    e = clean.size(1)
+    noisy, scale = clean, F.softplus(spread)
     if generator is not None:
         drawn = torch.empty_like(clean).normal_(generator=generator)
         noisy = clean + drawn * scale
-    best, experts = noisy.topk(min(k + 1, e))
+    best, experts = noisy.topk(min(at_most(k, e) + 1, e))
     routing = Routing(best[:, :k].softmax(1), experts[:, :k], noisy.softmax(1))
     if k == e:
         return Noisy(routing, torch.ones_like(clean))
