@@ -18,11 +18,21 @@ from dsarch.teaching.explorers import (
     Explorer,
     absorption_dial,
     base,
+    fp8,
     head_map,
     kv_cache,
     rotation,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
+from dsarch.teaching.explorers.fp8 import (
+    GRAINS,
+    decode,
+    encode,
+    entry,
+    matrix_error,
+    neighbours,
+    scale_for,
+)
 from dsarch.teaching.explorers.head_map import cache_bytes, kv_head, sharers
 from dsarch.teaching.explorers.kv_cache import bytes_per_token, model
 from dsarch.teaching.explorers.rotation import (
@@ -42,6 +52,7 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "head_map": head_map,
     "absorption_dial": absorption_dial,
     "rotation": rotation,
+    "fp8": fp8,
 }
 CASES = 250
 TOLERANCE = 1e-6
@@ -116,6 +127,35 @@ def positions(draw: random.Random) -> list:
     return [*far, plain(16, 10_000.0), draw.random() < 0.5]
 
 
+def anywhere(draw: random.Random) -> float:
+    """A number in or beyond the range of a format, ties and zero included."""
+    size = draw.choice([0.0, 17.0, 19.0, 2.0 ** draw.randint(-20, 17)])
+    return draw.choice([-1, 1]) * size * draw.choice([1, 1 + draw.random()])
+
+
+def number(draw: random.Random) -> list:
+    format = draw.choice(["e4m3", "e5m2", "ue8m0"])
+    x = anywhere(draw)
+    return [abs(x) + 1e-30 if format == "ue8m0" else x, format]
+
+
+def finite_code(draw: random.Random) -> list:
+    format, top = draw.choice([("e4m3", 126), ("e5m2", 123), ("ue8m0", 254)])
+    sign = 0 if format == "ue8m0" else draw.choice([0, 128])
+    return [sign + draw.randint(0, top), format]
+
+
+def scaled_matrix(draw: random.Random) -> list:
+    return [
+        draw.choice(["normal", "uniform", "cubed"]),
+        draw.choice(["none", "value", "token", "channel"]),
+        10 ** (6 * draw.random()),
+        draw.choice(["e4m3", "e5m2", "int8"]),
+        draw.choice(list(GRAINS)),
+        draw.random() < 0.5,
+    ]
+
+
 def flops(name: str) -> Callable[..., list[float]]:
     return lambda *args: list(order(name, list(args[:5]), args[5], args[6]))
 
@@ -186,6 +226,25 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         roofline,
         lambda d: [size(d, 10**13), size(d, 10**10), 865e12, 3.35e12],
     ),
+    ("fp8", "decode"): (decode, finite_code),
+    ("fp8", "encode"): (encode, number),
+    ("fp8", "neighbours"): (neighbours, number),
+    ("fp8", "scaleFor"): (
+        scale_for,
+        lambda d: [
+            10 ** d.uniform(-6, 6),
+            d.choice(["e4m3", "e5m2", "int8"]),
+            d.random() < 0.5,
+        ],
+    ),
+    ("fp8", "entry"): (
+        entry,
+        lambda d: [
+            d.randrange(128 * 256),
+            d.choice(["normal", "uniform", "cubed"]),
+        ],
+    ),
+    ("fp8", "matrixError"): (matrix_error, scaled_matrix),
     ("rotation", "plain"): (plain, rotary),
     ("rotation", "range"): (ramp_range, lambda d: [*rotary(d), *turns(d)]),
     ("rotation", "ramp"): (
@@ -307,6 +366,7 @@ def test_numbers_in_the_fallback_table():
     assert "<td>12, 13, 14, 15</td>" in head_map().html
     assert "<td>9,160,359,936</td>" in absorption_dial().html
     assert "<td>0.0055</td>" in rotation().html
+    assert "<td>0.3125</td>" in fp8().html
 
 
 def test_text_of_the_reader_cannot_break_out():
@@ -330,6 +390,7 @@ def test_text_of_the_reader_cannot_break_out():
         (lambda: head_map(8, 4, query=8), "no query head 8 among 8"),
         (lambda: absorption_dial(model="V9"), "'V9' is none of"),
         (lambda: rotation(Config()), "no rope_scaling"),
+        (lambda: fp8("tensor"), "'tensor', expected 'number' or 'matrix'"),
     ],
 )
 def test_bad_arguments(make, message):

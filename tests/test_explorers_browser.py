@@ -8,6 +8,7 @@ import pytest
 from book.browser import FLAGS, chromium
 from dsarch.teaching.explorers import (
     absorption_dial,
+    fp8,
     head_map,
     kv_cache,
     rotation,
@@ -26,6 +27,8 @@ MAKERS = {
     "head_map": head_map,
     "absorption_dial": absorption_dial,
     "rotation": rotation,
+    "fp8": fp8,
+    "fp8_matrix": lambda: fp8("matrix"),
 }
 DARK = {
     "--pst-color-text-base": "#ced6dd",

@@ -34,6 +34,7 @@ returning an :class:`Answer`; ``ValueError`` becomes a sentence.
 
 from dsarch.teaching.explorers.absorption_dial import absorption_dial
 from dsarch.teaching.explorers.base import Explorer
+from dsarch.teaching.explorers.fp8 import fp8
 from dsarch.teaching.explorers.head_map import head_map
 from dsarch.teaching.explorers.kv_cache import kv_cache
 from dsarch.teaching.explorers.live import Answer, Panel
@@ -45,6 +46,7 @@ __all__ = [
     "Explorer",
     "Panel",
     "absorption_dial",
+    "fp8",
     "head_map",
     "kv_cache",
     "live_kv_cache",
