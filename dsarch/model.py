@@ -32,7 +32,8 @@ class DeepSeek(nn.Module):
         self.model = Trunk(cfg, self.lm_head)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        initialise(self, cfg.initializer_range, generator)
+        if not self.lm_head.weight.is_meta:
+            initialise(self, cfg.initializer_range, generator)
 
     def forward(
         self,
