@@ -448,7 +448,8 @@ LOAD = Exercise(
     task="""\
 DeepSeek's checkpoints hold `X.weight` in E4M3 and `X.weight_scale_inv` in fp32,
 one number per 128 by 128 block. The check uses a matrix of 576 rows, like a
-`kv_a` projection, with five rows of scales. It runs, and the model writes noise.""",
+`kv_a` projection, with five rows of scales. It runs, and the model writes
+noise.""",
     checks="equality with `dsarch.fp8.reference.weight_dequant` for 576 by "
     "300, where the last blocks are cut",
     name="load_weight",
