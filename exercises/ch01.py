@@ -57,13 +57,13 @@ Write the number of bytes that one more token adds to the cache of a model
 with `layers` layers, each with `kv_heads` key heads of width `head_dim`.""",
     checks="three models in two precisions against the bytes that real "
     "caches hold",
-    name="token_bytes",
+    name="added_bytes",
     skeleton="""
-def token_bytes(layers, kv_heads, head_dim, bytes_per_element=2):
+def added_bytes(layers, kv_heads, head_dim, bytes_per_element=2):
     return ...
 """,
     solution="""
-def token_bytes(layers, kv_heads, head_dim, bytes_per_element=2):
+def added_bytes(layers, kv_heads, head_dim, bytes_per_element=2):
     numbers = 2 * kv_heads * head_dim  # a key and a value
     return layers * numbers * bytes_per_element
 """,
@@ -218,15 +218,15 @@ A chunk of `count` new tokens starts at position `start`; the cache then holds
 `length` keys. Return the boolean mask `[count, length]` that is true where a
 query may look at a key.""",
     checks="a prompt, a later chunk and a single decoded token",
-    name="visible",
+    name="may_see",
     skeleton="""
-def visible(start, count, length):
+def may_see(start, count, length):
     query = ...  # positions of the queries
     key = ...    # positions of the keys
     return ...
 """,
     solution="""
-def visible(start, count, length):
+def may_see(start, count, length):
     query = torch.arange(start, start + count)
     key = torch.arange(length)
     return key <= query[:, None]

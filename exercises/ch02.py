@@ -19,7 +19,7 @@ from dsarch.teaching.judge import Mistake, Unsolved, call, load, same
 SETUP = """
 import math
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import einsum, nn
 from dsarch.layers import Linear, masked_softmax
 """
@@ -277,6 +277,9 @@ def in_groups(q, k, v, mask):
             "copies the keys",
             says="were copied",
             new="""
+from einops import repeat
+
+
 def in_groups(q, k, v, mask):
     copies = q.size(2) // k.size(2)
     k = repeat(k, "b s g n -> b s (g copies) n", copies=copies)
@@ -420,11 +423,17 @@ Which query head reads which key head? Mend it.""",
     checks="the order of the copies, 12 query heads on 4 key heads",
     name="copy_keys",
     skeleton="""
+from einops import repeat
+
+
 def copy_keys(k, heads):
     copies = heads // k.size(2)
     return repeat(k, "b s g n -> b s (copies g) n", copies=copies)
 """,
     solution="""
+from einops import repeat
+
+
 def copy_keys(k, heads):
     copies = heads // k.size(2)
     return repeat(k, "b s g n -> b s (g copies) n", copies=copies)
@@ -440,6 +449,9 @@ def copy_keys(k, heads):
             "repeats numbers instead of heads",
             says="repeat heads, not widths",
             new="""
+from einops import repeat
+
+
 def copy_keys(k, heads):
     copies = heads // k.size(2)
     return repeat(k, "b s g n -> b s g (n c)", c=copies).reshape(

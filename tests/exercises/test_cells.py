@@ -1,5 +1,6 @@
 """The exercises in the chapters are those of the registry."""
 
+import ast
 import json
 from pathlib import Path
 
@@ -41,6 +42,28 @@ def test_a_chapter_shows_its_exercises(path: Path) -> None:
     for id in exercises.chapter(pages.key(path)):
         assert outputs(path, f"exercise-{id}").startswith("○")
         assert outputs(path, f"solution-{id}").startswith("✓")
+
+
+def imported(code: str) -> set[str]:
+    """The names that the import statements of a piece of code bind."""
+    return {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_the_chapter_imports_what_its_exercises_need(path: Path) -> None:
+    code = [
+        cell["source"]
+        for cell in pages.cells(path)
+        if cell["cell_type"] == "code"
+        and not cells.OURS.search(" ".join(cell["metadata"].get("tags", [])))
+    ]
+    needed = imported(exercises.module(pages.key(path)).SETUP)
+    assert needed <= imported("\n".join(code))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import dsarch
 from dsarch.teaching import exercises, judge, pages
 from dsarch.teaching.exercises import Exercise, Verdict, Wrong
 
@@ -112,24 +113,14 @@ def test_the_cells_fit_the_page(exercise: Exercise) -> None:
     assert exercise.minutes > 0
 
 
-def names_of_the_package() -> set[str]:
-    """Every public function and class that a module of dsarch defines."""
-    folder = pages.root() / "dsarch"
-    return {
-        node.name
-        for path in folder.rglob("*.py")
-        if "teaching" not in path.parts
-        for node in ast.parse(path.read_text(encoding="utf8")).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-
-
 @each(ALL)
-def test_no_name_hides_one_of_the_package(exercise: Exercise) -> None:
+def test_no_name_hides_what_the_chapter_uses(exercise: Exercise) -> None:
     tree = ast.parse(exercise.solution + exercise.skeleton)
     defined = {getattr(node, "name", "") for node in tree.body}
     assert exercise.name in defined
-    assert not defined & names_of_the_package()
+    namespace: dict = {}
+    exec(exercises.module(exercise.id[:2]).SETUP, namespace)
+    assert not defined & {*dsarch.__all__, *namespace}
 
 
 @each(ALL)
