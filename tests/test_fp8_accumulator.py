@@ -55,7 +55,7 @@ def by_hand(a: list[float], b: list[float]) -> float:
 
 
 @pytest.mark.parametrize("width", [1, 32, 50, 300])
-def test_tensor_core_equals_exact_fractions(width, generator):
+def test_tensor_core_equals_exact_fractions(width, generator, witness):
     scale = torch.ldexp(
         torch.ones(6, width),
         torch.randint(-9, 3, (6, width), generator=generator),
@@ -65,6 +65,12 @@ def test_tensor_core_equals_exact_fractions(width, generator):
     got = tensor_core(x[:3], x[3:])
     want = [[by_hand(p, q) for q in x[3:].tolist()] for p in x[:3].tolist()]
     assert torch.equal(got, torch.tensor(want))
+    witness(
+        "eq-fp22",
+        (got - torch.tensor(want)).abs().max(),
+        reference="identity: exact fractions",
+        code="dsarch.fp8.reference.tensor_core",
+    )
 
 
 def test_short_sums_of_small_integers_are_exact(generator):

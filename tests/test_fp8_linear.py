@@ -57,7 +57,9 @@ def backward(module, x, dy):
 
 @pytest.mark.parametrize("pow2", [False, True])
 @pytest.mark.parametrize("cache", ["e4m3", "e5m6"])
-def test_the_three_products_are_those_of_the_paper(pow2, cache, generator):
+def test_the_three_products_are_those_of_the_paper(
+    pow2, cache, generator, witness
+):
     """Tiles along the summed axis; the weight's blocks serve both ways."""
     _, module = layer(generator, pow2=pow2, cache=cache)
     x, dy = operands(generator)
@@ -70,6 +72,13 @@ def test_the_three_products_are_those_of_the_paper(pow2, cache, generator):
     again = quantize(dequantize(kept), COLUMN, pow2=pow2)
     cols = quantize(dy, COLUMN, pow2=pow2)
     assert torch.equal(dw, fp8_gemm(cols.t(), again.t()))
+    exact = dequantize(cols).double().T @ dequantize(again).double()
+    witness(
+        "eq-fp8-three",
+        (dw - exact).abs().max() / exact.abs().max(),
+        reference="identity: float64 product of the decoded operands",
+        code="dsarch.fp8.linear.ScaledLinear",
+    )
 
 
 def test_gradients_are_those_of_a_linear_layer(generator):

@@ -56,7 +56,9 @@ def by_hand(x, block, pow2):
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 @pytest.mark.parametrize("pow2", [False, True])
 @pytest.mark.parametrize("shape", [(3, 300), (150, 130), (1, 1), (257, 64)])
-def test_quantize_equals_a_loop_over_tiles(block, pow2, shape, generator):
+def test_quantize_equals_a_loop_over_tiles(
+    block, pow2, shape, generator, witness
+):
     x = normal(generator, *shape)
     x[0, 0] = 1e-6
     codes, scales = by_hand(x, block, pow2)
@@ -67,6 +69,12 @@ def test_quantize_equals_a_loop_over_tiles(block, pow2, shape, generator):
     wide = scales.repeat_interleave(sizes[0], 0)[: shape[0]]
     wide = wide.repeat_interleave(sizes[1], 1)[:, : shape[1]]
     assert torch.equal(dequantize(q), decode(codes, "e4m3") * wide)
+    witness(
+        "eq-fp8-scale",
+        (dequantize(q) - decode(codes, "e4m3") * wide).abs().max(),
+        reference="identity: a loop over tiles",
+        code="dsarch.fp8.reference.quantize",
+    )
 
 
 @pytest.mark.parametrize("format", ["e5m2", "e5m6"])
@@ -117,7 +125,7 @@ def test_rounded_scales_do_not_depend_on_how_448_divides():
     assert torch.equal(scale_for(amax, pow2=True), power_of_two(divided))
 
 
-def test_power_of_two_rounds_up_and_keeps_nan(generator):
+def test_power_of_two_rounds_up_and_keeps_nan(generator, witness):
     x = torch.rand(5000, generator=generator).exp2() * 2.0 ** torch.arange(
         -60, 65
     ).repeat(40)
@@ -127,6 +135,12 @@ def test_power_of_two_rounds_up_and_keeps_nan(generator):
     assert torch.equal(got[5000:5254], exact)
     assert torch.equal(got[5254:], exact * 2)
     assert power_of_two(torch.tensor([torch.nan])).isnan().all()
+    witness(
+        "eq-fp8-pow2",
+        (got[:5000] - 2 ** x.double().log2().ceil()).abs().max(),
+        reference="identity: logarithm in float64",
+        code="dsarch.fp8.reference.power_of_two",
+    )
 
 
 def test_the_largest_value_of_a_tile_lands_on_448(generator):

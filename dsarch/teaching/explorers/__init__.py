@@ -38,6 +38,7 @@ from dsarch.teaching.explorers.fp8 import fp8
 from dsarch.teaching.explorers.head_map import head_map
 from dsarch.teaching.explorers.kv_cache import kv_cache
 from dsarch.teaching.explorers.live import Answer, Panel
+from dsarch.teaching.explorers.live_fp8 import live_fp8
 from dsarch.teaching.explorers.live_kv_cache import live_kv_cache
 from dsarch.teaching.explorers.rotation import rotation
 
@@ -49,6 +50,7 @@ __all__ = [
     "fp8",
     "head_map",
     "kv_cache",
+    "live_fp8",
     "live_kv_cache",
     "rotation",
 ]

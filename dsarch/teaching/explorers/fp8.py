@@ -96,7 +96,7 @@ def matrix_error(
     if where in ("value", "token", "channel"):
         rows = slice(None) if where == "channel" else row
         out[rows, slice(None) if where == "token" else column] = True
-    x[out] *= size
+    x[out] = size if where == "value" else x[out] * size
     y = _rounded(x, format, grain, pow2)
     x, y = x[~out], y[~out]
     lost = (y == 0).to(torch.float64).mean()
@@ -134,9 +134,7 @@ def _checks() -> list[Check]:
     ]
 
 
-def fp8(
-    look: str = "number", number: float = 0.3
-) -> Explorer:
+def fp8(look: str = "number", number: float = 0.3) -> Explorer:
     """Codes of E4M3, E5M2 and UE8M0, and what scaling does to a matrix.
 
     ``look`` is what is shown first; ``ValueError`` for anything but a number

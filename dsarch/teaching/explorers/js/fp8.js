@@ -81,7 +81,8 @@ function matrix(shape) {
 /** Relative errors of all ordinary values: visit(value, its rounded self). */
 function walk(shape, where, size, format, grain, pow2, visit) {
   const x = matrix(shape), [high, wide] = SIDES[grain];
-  const at = (r, c) => x[r * COLUMNS + c] * (isOut(r, c, where) ? size : 1);
+  const at = (r, c) => !isOut(r, c, where) ? x[r * COLUMNS + c]
+    : where === "value" ? size : x[r * COLUMNS + c] * size;
   for (let top = 0; top < ROWS; top += high) {
     for (let left = 0; left < COLUMNS; left += wide) {
       let amax = 0;
@@ -217,7 +218,7 @@ function seeMatrix(s, width) {
   const items = shares.map((v, i) => ({ name: LABELS[i], value: v, text: `${num(v)} %`, series: i === 6 ? 3 : 0 }));
   const [, off, lost] = errors.find(([grain]) => grain === s.grain);
   const desc = (list) => list.map((d) => `${d.name}: ${d.text}`).join("; ");
-  const out = s.where === "none" ? "no outliers" : `${WHERE[s.where]} × ${num(s.size)}`;
+  const out = s.where === "none" ? "no outliers" : s.where === "value" ? `one value of ${num(s.size)}` : `${WHERE[s.where]} × ${num(s.size)}`;
   return {
     html: heading("Error of the ordinary values", `${NAMES[s.format]}, ${out}, outliers not counted`) +
       bars({ width, items: compare, desc: desc(compare) }) +
@@ -242,7 +243,7 @@ function controls(data) {
     { kind: "radio", key: "grain", label: "Scales", value: "tile", options: options(GRAINS), when: many },
     { kind: "radio", key: "shape", label: "Values", value: "normal", options: [["normal", "normal"], ["uniform", "uniform"], ["cubed", "heavy tails"]], when: many },
     { kind: "radio", key: "where", label: "Outliers", value: "value", options: options(WHERE), when: many },
-    { kind: "slider", key: "size", label: "Outlier size", min: 1, max: 1e6, real: true, value: 1000, values: powers(1, 1e6, 10), unit: "times", when: (s) => many(s) && s.where !== "none" },
+    { kind: "slider", key: "size", label: "Outlier size", min: 1, max: 1e6, real: true, value: 1000, values: powers(1, 1e6, 10), when: (s) => many(s) && s.where !== "none" },
     { kind: "radio", key: "pow2", label: "Scale is", value: 0, options: [[0, "any number"], [1, "a power of two"]], when: many },
   ];
 }
