@@ -38,7 +38,7 @@ class Indexer(nn.Module):
         heads, width = cfg.index_n_heads, cfg.index_head_dim
         self.heads = heads
         self.widths = [cfg.qk_rope_head_dim, width - cfg.qk_rope_head_dim]
-        self.transform: Callable[[Tensor], Tensor] = nn.Identity()
+        self.transform: Callable[[Tensor], Tensor] = unchanged
         self.wq_b = Linear(cfg.q_lora_rank or 0, heads * width)
         self.wk = Linear(cfg.hidden_size, width)
         self.k_norm = nn.LayerNorm(width, INDEX_EPS)
@@ -123,6 +123,11 @@ class SparseMLA(MLA):
             mask = chosen(index, mask)
         form = absorbed if absorbs(self.cfg, *mask.shape[1:]) else expanded
         return form(*pieces, mask, self.scale)
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """What an indexer does to its queries and keys unless told otherwise."""
+    return x
 
 
 def index_scores(
