@@ -36,12 +36,12 @@ from dsarch.teaching.pages import cells, chapters, key, prose, root
 
 KINDS = ("expr", "source", "output", "choice")
 MODULES = ("count", "decode", "presets")
-FRONT = ("intro.md", "README.md")
+FRONT = "intro README notation glossary troubleshooting".split()
 
 
 def pages() -> list[Path]:
     """Every page whose figures the ledger answers for."""
-    front = [root() / name for name in FRONT]
+    front = [root() / f"{name}.md" for name in FRONT]
     return [path for path in front if path.is_file()] + chapters()
 
 
@@ -87,7 +87,7 @@ class Ledger:
             raise ValueError(f"{path.name}: {error}") from None
         self.entries: list[dict[str, Any]] = content.get("figures", [])
         self.names: list[str] = content.get("names", [])
-        self.scope = dict(scope())
+        self.scope = scope() | {"__builtins__": BUILTINS}
         for module in content.get("imports", []):
             self.scope |= _public(module)
         for name, expression in content.get("define", {}).items():
@@ -101,7 +101,7 @@ class Ledger:
     def value(self, expression: str) -> Any:
         """What an expression of the ledger evaluates to."""
         try:
-            return eval(expression, {"__builtins__": BUILTINS}, self.scope)
+            return eval(expression, self.scope)
         except Exception as error:
             kind = type(error).__name__
             raise ValueError(
@@ -121,10 +121,17 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def problems(page: Path, ledger: Ledger | None = None) -> Iterator[str]:
-    """Everything that is wrong between a page and its ledger."""
-    ledger = ledger or Ledger(book_of(page))
+    """Everything that is wrong between a page and its ledger.
+
+    A figure without an entry is named once, however often it stands there.
+    """
+    try:
+        ledger = ledger or Ledger(book_of(page))
+    except ValueError as error:
+        yield str(error)
+        return
     texts = [entry["text"] for entry in ledger.entries] + ledger.names
-    seen = set[str]()
+    seen, listed = set[str](), set[str]()
     for place, source in prose(page):
         spans = []
         for text in texts:
@@ -132,7 +139,9 @@ def problems(page: Path, ledger: Ledger | None = None) -> Iterator[str]:
             seen.update([text] if found else [])
             spans += found
         for figure in numbers(source):
-            if figure.counts and not _covered(figure, spans):
+            new = figure.counts and figure.text not in listed
+            if new and not _covered(figure, spans):
+                listed.add(figure.text)
                 yield _missing(place, source, figure)
     for text in texts:
         if text not in seen:
@@ -185,7 +194,11 @@ def _compare(entry: dict[str, Any], ledger: Ledger) -> Iterator[str]:
         return
     for figure, expression in zip(found, wanted, strict=True):
         unit = entry.get("unit", UNITS.get(figure.unit, 1))
-        value = float(ledger.value(expression)) / unit
+        try:
+            value = float(ledger.value(expression)) / unit
+        except (TypeError, ValueError) as error:
+            yield f"cannot be computed: {error}"
+            continue
         step = max(figure.step, 10.0 ** entry.get("round", -99))
         if not abs(value - figure.value) <= step / 2 * (1 + 1e-9):
             yield f"is computed as {value:.10g} {figure.unit}: {expression}"
@@ -200,7 +213,7 @@ def printed(entry: dict[str, Any]) -> list[Figure]:
 
 
 def _digits(figure: Figure) -> str:
-    return re.match(r"[\d,.]+", figure.text)[0].rstrip(".,")  # type: ignore[index]
+    return "".join(re.findall(r"^[\d,.]+", figure.text)).rstrip(".,")
 
 
 @cache
@@ -238,7 +251,7 @@ def show(page: Path) -> None:
 
 def main() -> int:
     """Check the named pages, or all of them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="check the figures")
     parser.add_argument("pages", nargs="*", type=Path)
     parser.add_argument("--values", action="store_true")
     args = parser.parse_args()
