@@ -68,12 +68,20 @@ def dispatch_grouped(
     if backend is None:
         suits = aligned and x.is_cuda and x.dtype == torch.bfloat16
         backend = "grouped_mm" if suits else "mm"
-    # Rows of odd width start at odd addresses, and the last bit of a product
-    # depends on that: then each expert is a part of its own.
+    # Odd addresses change a product's last bit: then each expert is a part.
     rows = len(order) if backend == "grouped_mm" else ROWS if aligned else 1
     plan = Plan(order, [n for n in counts[: len(experts)] if n], rows, backend)
     weights = routing.weights.flatten()
+    x, *matrices = _autocast(x, *matrices)
     return _Grouped.apply(x, weights, plan, *matrices).type_as(x)
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """What ``torch.autocast`` would do, had the linear layers been called."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    return [x.to(torch.get_autocast_dtype(kind)) for x in tensors]
 
 
 def plain(experts: Sequence[nn.Module]) -> list[Tensor] | None:

@@ -51,7 +51,8 @@ def gate_logits(
     x: Float[Tensor, "z d"], weight: Float[Tensor, "e d"]
 ) -> Float[Tensor, "z e"]:
     r"""$u^\top e_i$ in fp32 or wider: near ties bf16 would choose others."""
-    return F.linear(widen(x), widen(weight))
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(widen(x), widen(weight))
 
 
 def group_scores(

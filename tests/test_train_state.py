@@ -68,6 +68,15 @@ def test_the_newest_few_are_kept(tmp_path):
     assert state.latest(tmp_path) == {"step": 100}
 
 
+def test_a_step_saved_again_replaces_the_first(tmp_path):
+    state.save(tmp_path, 1, {"step": 1})
+    for text in ("first", "second"):
+        state.save(tmp_path, 2, {"step": 2, "text": text})
+    names = [path.name[:8] for path in state.states(tmp_path)]
+    assert names == ["00000001", "00000002"]
+    assert state.latest(tmp_path)["text"] == "second"
+
+
 def test_equal_states_have_equal_bytes(tmp_path):
     """Saving again after a resume writes the same file."""
     first = state.save(tmp_path / "a", 3, tree())

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 class Progress:
     """A bar on standard error: redrawn on a terminal, else now and then."""
 
-    def __init__(
-        self, total: int, done: int = 0, stream: TextIO | None = None
-    ) -> None:
+    def __init__(self, total: int, done: int = 0, stream: Any = None) -> None:
         self.total, self.first = total, done
         self.stream = sys.stderr if stream is None else stream
         self.start = self.shown = time.monotonic()

@@ -58,7 +58,7 @@ def save(folder: str | Path, step: int, tree: Any, keep: int = 3) -> Path:
             f"cannot save step {step}: {error}; the last good state is "
             f"{good[0]}"
         ) from error
-    _tidy(folder, keep)
+    _tidy(path, keep)
     return path
 
 
@@ -218,12 +218,14 @@ def _unfold(value: Any, tensors: list[Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def _tidy(folder: Path, keep: int) -> None:
-    """Remove all but the newest states, and what killed runs left behind."""
-    for path in states(folder)[:-keep]:
-        path.unlink(missing_ok=True)
-    for path in folder.glob(".partial-*"):
-        path.unlink(missing_ok=True)
+def _tidy(newest: Path, keep: int) -> None:
+    """Remove other states of this step, all but the newest few, and what
+    killed runs left behind."""
+    folder, step = newest.parent, newest.name[:8]
+    same = [path for path in states(folder) if path.name.startswith(step)]
+    for path in (*same, *states(folder)[:-keep], *folder.glob(".partial-*")):
+        if path != newest:
+            path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
