@@ -1,15 +1,15 @@
-"""Speed of the mixture layer beside transformers' block, as ratios.
+"""The mixture layer beside transformers' block, as ratios.
 
-    python benchmarks/moe_dispatch.py [rounds]
+    python -m benchmarks.moe_dispatch [--quick] [--threads 2]
 
-Both layers hold the same weights and get the same tokens. Timings are
-interleaved and compared by their medians, so that a busy machine slows all
-of them alike. Above one we are faster. transformers' block comes in two
-forms: ``eager``, a loop, and ``grouped_mm``, the default of whole models.
+All layers hold the same weights, get the same tokens and run in turn, so that
+a busy machine slows all alike; a figure is the median over rounds of their
+ratio, above one if we are faster. transformers' block has two forms:
+``eager``, a loop, and ``grouped_mm``, which whole models take by default.
+The last three columns split the comparison with ``grouped_mm``.
 """
 
-import statistics
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
@@ -32,7 +32,6 @@ SHAPES = [
     (512, 256, 8, 256, 128),
     (4096, 256, 8, 256, 128),
 ]
-THREADS = 2
 
 
 class Looped(DeepSeekMoE):
@@ -107,19 +106,15 @@ def once(layer: nn.Module, x: Tensor) -> tuple[float, float, float]:
     return plain, forward, backward
 
 
-def measure(shape: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
-    """Median seconds of each layer: inference, forward, backward, both."""
+def compare(
+    shape: tuple[int, ...], rounds: int
+) -> tuple[float, dict[str, list[float]]]:
+    """Our milliseconds, and how many times more each layer takes.
+
+    Four columns: inference, forward, backward, forward and backward.
+    """
     tokens, *rest = shape
-    fields = sizes(*rest)
-    grouped = ours(DeepSeekMoE, fields)
-    looped = ours(Looped, fields)
-    looped.load_state_dict(grouped.state_dict())
-    layers = {
-        "grouped": grouped,
-        "loop": looped,
-        "eager": theirs(grouped, fields, "eager"),
-        "grouped_mm": theirs(grouped, fields, "grouped_mm"),
-    }
+    layers = built(*rest)
     x = torch.randn(1, tokens, rest[2], requires_grad=True)
     with torch.no_grad():
         expected = layers["grouped_mm"](x)
@@ -131,36 +126,54 @@ def measure(shape: tuple[int, ...], rounds: int) -> dict[str, list[float]]:
         for name, layer in layers.items():
             times = once(layer, x)
             if turn:
-                taken[name].append((*times, times[1] + times[2]))
+                taken[name].append([*times, times[1] + times[2]])
+    rows = {name: torch.tensor(row) for name, row in taken.items()}
+    own = rows["grouped"]
+    ratios = {
+        name: (row / own).median(0).values.tolist()
+        for name, row in rows.items()
+    }
+    return 1e3 * own[:, 3].median().item(), ratios
+
+
+def built(
+    experts: int, chosen: int, dim: int, width: int
+) -> dict[str, nn.Module]:
+    """Four layers with the same weights."""
+    shape = sizes(experts, chosen, dim, width)
+    grouped, looped = ours(DeepSeekMoE, shape), ours(Looped, shape)
+    looped.load_state_dict(grouped.state_dict())
     return {
-        name: [statistics.median(column) for column in zip(*rows, strict=True)]
-        for name, rows in taken.items()
+        "grouped": grouped,
+        "loop": looped,
+        "eager": theirs(grouped, shape, "eager"),
+        "grouped_mm": theirs(grouped, shape, "grouped_mm"),
     }
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    torch.set_num_threads(THREADS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    rounds = 3 if arguments.quick else 11
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(
-        f"{THREADS} threads, fp32, median of {rounds}; "
-        "times of transformers / times of the grouped layer\n"
-    )
-    print(
-        f"{'tokens experts top  d->f':26}{'ms':>7}"
-        f"{'loop':>7}{'eager':>8}{'grouped_mm':>12}"
-        f"{'  infer':>9}{'fwd':>7}{'bwd':>7}"
+        f"{arguments.threads} threads, fp32, median of {rounds} rounds: "
+        "time of each / time of the grouped layer\n\n"
+        "                          own ms    loop   eager  grouped_mm"
+        "   infer    fwd    bwd"
     )
     for shape in SHAPES:
         tokens, experts, chosen, dim, width = shape
-        result = measure(shape, rounds)
-        own, peer = result["grouped"], result["grouped_mm"]
-        whole = [result[n][3] / own[3] for n in ("loop", "eager", "grouped_mm")]
-        parts = [peer[i] / own[i] for i in range(3)]
+        own, ratios = compare(shape, rounds)
+        peer = ratios["grouped_mm"]
         print(
-            f"{tokens:6} {experts:6} {chosen:4}  {dim:>3}->{width:<4}"
-            f"{own[3] * 1e3:9.1f}{whole[0]:7.2f}{whole[1]:8.2f}{whole[2]:12.2f}"
-            f"{parts[0]:9.2f}{parts[1]:7.2f}{parts[2]:7.2f}",
+            f"{tokens:5} x {dim:3}->{width:3} {experts:4} top {chosen}"
+            f"{own:9.1f}{ratios['loop'][3]:8.2f}"
+            f"{ratios['eager'][3]:8.2f}{peer[3]:12.2f}"
+            f"{peer[0]:8.2f}{peer[1]:7.2f}{peer[2]:7.2f}",
             flush=True,
         )
 
