@@ -183,8 +183,17 @@ def _row(proof: Proof, linked: bool) -> str:
     )
 
 
+def stands(proof: Proof) -> bool:
+    """Whether the test of a proof still exists and takes the witness."""
+    name, _, test = proof.test.partition("::")
+    file = HOUSE / name
+    text = file.read_text(encoding="utf8") if file.is_file() else ""
+    return re.search(rf"def {test}\([^)]*\bwitness\b", text) is not None
+
+
 def main() -> None:
-    """Write the page *Proofs* from the registry."""
+    """Drop proofs whose test is gone, then write the page *Proofs*."""
+    save([proof for proof in load() if stands(proof)])
     (HOUSE / "proofs.md").write_text(page(), encoding="utf8")
     print(f"proofs.md: {len(load())} proofs")
 
