@@ -17,8 +17,8 @@ MARK = "<!-- modules -->"
 INLINE = r"\$(?:(?!\n\s*\n)[^$])+?\$"
 FORMULA = re.compile(rf"(\$\$.+?\$\$|{INLINE})", re.S)
 CODE = re.compile(r"(?<![`:\w])`(?P<code>[^`\n]+)`(?![`_])")
-# an indented block after a colon is code
-BLOCK = re.compile(r"(?<=[^:]):(?=\n\n {4})")
+# an indented block is code
+BLOCK = re.compile(r"(?<!::)\n\n(?= {4}\S)")
 SECTION = """## {name}
 
 ```{{eval-rst}}
@@ -79,7 +79,7 @@ def translate(app: Sphinx, what, name, obj, options, lines: list[str]) -> None:
             parts[index] = formula(part)
         else:
             words = CODE.sub(r"``\g<code>``", part)
-            parts[index] = BLOCK.sub("::", words)
+            parts[index] = BLOCK.sub("\n\n::\n\n", words)
     lines[:] = "".join(parts).split("\n")
 
 
