@@ -46,10 +46,32 @@ def data(cell: dict, kind: str) -> list[str]:
     return ["".join(out[kind]) for out in outputs if kind in out]
 
 
+FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,}|:{3,})(?P<info>.*)$")
+NOT_PROSE = re.compile(r"\{(math|literalinclude|code|code-block|code-cell)\}")
+
+
+def outside_code(text: str) -> str:
+    """Return the lines that are not code; what directives hold is prose."""
+    kept, fences = [], []
+    for line in text.splitlines():
+        match = FENCE.match(line)
+        if not match:
+            if all(fences) and not re.match(r":[\w-]+:", line):
+                kept.append(line)
+        elif match["info"].strip():
+            info = match["info"].strip()
+            counts = info.startswith("{") and not NOT_PROSE.match(info)
+            fences.append(counts)
+        elif fences:
+            fences.pop()
+        else:
+            fences.append(False)
+    return "\n".join(kept)
+
+
 def prose(path: Path) -> str:
-    """Return the Markdown without fences, formulas, marks and comments."""
-    text = markdown(path)
-    text = re.sub(r"^(`{3,}|~{3,})(?!\{).*?^\1", "", text, flags=re.M | re.S)
-    text = re.sub(r"^[`:]{3,}.*$|^:[\w-]+:.*$", "", text, flags=re.M)
+    """Return the Markdown without code, formulas and comments."""
+    text = outside_code(markdown(path))
     text = re.sub(r"\$\$.*?\$\$(\s*\([\w-]+\))?", " ", text, flags=re.S)
+    text = re.sub(r"\$[^$\n]+\$", " ", text)
     return re.sub(r"<!--.*?-->", "", text, flags=re.S)
