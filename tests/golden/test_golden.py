@@ -1,0 +1,86 @@
+"""The golden files are what the reference functions give today."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dsarch.attention import GroupedQueryAttention
+from dsarch.cache import Cache
+from dsarch.layers import causal_mask, positions
+from dsarch.mla import MLA, absorbed
+from dsarch.rope import phases
+from tests.conftest import close
+from tests.golden import vectors
+from tests.golden.write import FOLDER, path, table
+
+SAME = 1e-6  # what the order of a sum may change on another machine
+
+
+def differing(made: dict, stored: dict) -> list[str]:
+    """The names whose tensors are missing, new or different."""
+    return [
+        name
+        for name in sorted(made.keys() | stored.keys())
+        if name not in made
+        or name not in stored
+        or made[name].shape != stored[name].shape
+        or not torch.allclose(made[name], stored[name], SAME, SAME)
+    ]
+
+
+@pytest.mark.parametrize("name", vectors.MODULES)
+def test_the_files_are_not_stale(name: str) -> None:
+    stored = load_file(path(name))
+    assert differing(vectors.make(name), stored) == [], "run make golden"
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_a_stale_file_is_noticed() -> None:
+    made = vectors.make("cache")
+    assert differing(made, made) == []
+    changed = made | {"out.latent": made["out.latent"] * 1.00001}
+    assert differing(changed, made) == ["out.latent"]
+    shorter = {k: v for k, v in made.items() if k != "in.k_rope"}
+    assert differing(shorter, made) == differing(made, shorter) == ["in.k_rope"]
+
+
+def test_the_files_stay_small_and_listed() -> None:
+    files = sorted(FOLDER.glob("*.safetensors"))
+    assert [file.stem for file in files] == sorted(vectors.MODULES)
+    assert max(file.stat().st_size for file in files) < 64 * 1024
+    assert sum(file.stat().st_size for file in files) < 1024 * 1024
+    readme = (FOLDER / "README.md").read_text(encoding="utf8")
+    assert readme == table(), "run make golden"
+
+
+@pytest.mark.parametrize("name", ["mla", "mla_lite"])
+@torch.no_grad()
+def test_the_other_form_reproduces_the_latent_layer(name: str) -> None:
+    """What a port is asked for, in Python: absorbed against expanded."""
+    stored = load_file(path(name))
+    cfg = vectors.LATENT
+    cfg = cfg.replace(q_lora_rank=11 if name == "mla" else None)
+    layer = MLA(cfg)
+    own = {k: v for k, v in stored.items() if k.endswith(".weight")}
+    layer.load_state_dict(own, strict=True)
+    phase = phases(cfg, positions(2, vectors.START, 7))
+    mask = causal_mask(positions(2, 0, 7), 7)
+    q, q_rope, _ = layer.queries(stored["in.x"], phase)
+    c, k_rope = stored["out.latent"], stored["out.k_rope"]
+    o = absorbed(q, q_rope, c, k_rope, *layer.up(), mask, layer.scale)
+    close(o, stored["out.heads"])
+    close(layer.o_proj(o.flatten(-2)), stored["out.layer"])
+
+
+@torch.no_grad()
+def test_groups_reproduce_what_repeated_keys_gave() -> None:
+    stored = load_file(path("attention"))
+    layer, cache = GroupedQueryAttention(20, 6, 2, 8), Cache()
+    own = {k: v for k, v in stored.items() if k.endswith(".weight")}
+    layer.load_state_dict(own, strict=True)
+    parts = []
+    for chunk in stored["in.x"].split([3, 1, 3], 1):
+        position = positions(3, len(cache), chunk.size(1))
+        mask = causal_mask(position, len(cache) + chunk.size(1))
+        parts.append(layer(chunk, None, mask, cache))
+    close(torch.cat(parts, 1), stored["out.plain"])

@@ -1,0 +1,196 @@
+"""What the golden files hold: one function for each module.
+
+A function draws its inputs from the generator it is given and returns named
+tensors: weights under the names of the checkpoint, ``cfg.*`` for sizes,
+``in.*`` and ``out.*``. Outputs are computed in fp64 from fp32 inputs, by the
+form that a port should not copy: repeated keys for grouped attention, the
+expanded form for latent attention. A new module adds a function below and
+its name to ``MODULES``; ``make golden`` then writes its file.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Generator, Tensor
+
+from dsarch.attention import GroupedQueryAttention, repeated
+from dsarch.cache import Cache
+from dsarch.config import Config, Yarn
+from dsarch.layers import causal_mask, positions
+from dsarch.mla import MLA, expanded
+from dsarch.rope import (
+    correction_range,
+    frequencies,
+    phases,
+    rotate,
+    softmax_factor,
+    to_half_split,
+)
+
+Vectors = dict[str, Tensor]
+
+YARN = Yarn(
+    factor=8.0,
+    original_max_position_embeddings=16,
+    beta_fast=4.0,
+    mscale=0.707,
+    mscale_all_dim=0.707,
+)
+# All extents differ: b 2, t 7, h 3, d 20, q latent 11, c 16, n 8, r 4, v 6.
+LATENT = Config(
+    hidden_size=20,
+    num_attention_heads=3,
+    q_lora_rank=11,
+    kv_lora_rank=16,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=4,
+    v_head_dim=6,
+    rope_theta=100.0,
+    rope_scaling=YARN,
+)
+START = 13  # positions 13 to 19 straddle the end of the original window
+
+
+def random(generator: Generator, *shape: int) -> Tensor:
+    """Normal numbers in fp32, the precision of the files."""
+    return torch.randn(*shape, generator=generator)
+
+
+def sizes(**values: float | None) -> Vectors:
+    """Sizes as tensors of one number: no reader needs JSON for them."""
+    kept = {k: v for k, v in values.items() if v is not None}
+    return {f"cfg.{k}": torch.tensor([float(v)]) for k, v in kept.items()}
+
+
+def weights(module: torch.nn.Module, generator: Generator) -> Vectors:
+    """Fill a module: matrices around 0, norms around 1; return its names."""
+    named = dict(module.named_parameters())
+    with torch.no_grad():
+        for weight in named.values():
+            drawn = random(generator, *weight.shape) * 0.3
+            weight.copy_(drawn + float(weight.ndim == 1))
+    return {name: weight.detach().clone() for name, weight in named.items()}
+
+
+def rope(generator: Generator) -> Vectors:
+    """Both layouts, the permutation between them, and YaRN's numbers."""
+    cfg = LATENT.replace(qk_rope_head_dim=10)
+    position = positions(2, START, 5)
+    x = random(generator, 2, 5, 3, 10)
+    phase = phases(cfg, position)
+    width, theta = cfg.qk_rope_head_dim, cfg.rope_theta
+    return {
+        **sizes(rope_theta=theta, **asdict(YARN)),
+        "in.x": x,
+        "in.position": position.float(),
+        "out.frequencies": frequencies(width, theta),
+        "out.yarn_frequencies": frequencies(width, theta, YARN),
+        "out.correction_range": torch.tensor(
+            correction_range(width, theta, YARN)
+        ),
+        "out.softmax_factor": torch.tensor([softmax_factor(YARN)]),
+        "out.interleaved": rotate(x.double(), phase),
+        "out.half_split": rotate(x.double(), phase, interleaved=False),
+        "out.permuted": to_half_split(x),
+    }
+
+
+def cache(generator: Generator) -> Vectors:
+    """Three chunks, a crop as after a rejected draft, and one more chunk."""
+    memory, chunks = Cache(), (3, 1, 5)
+    latent = random(generator, 2, sum(chunks) + 2, 4)
+    k_rope = random(generator, 2, sum(chunks) + 2, 6)
+    parts = [x.split([*chunks, 2], 1) for x in (latent, k_rope)]
+    pieces = zip(*parts, strict=True)
+    for number, (c, k) in enumerate(pieces):
+        if number == len(chunks):
+            memory.crop(7)
+        memory.extend(latent=c, k_rope=k)
+    return {
+        "cfg.chunks": torch.tensor([*map(float, chunks), 2.0]),
+        **sizes(crop=7),
+        "in.latent": latent,
+        "in.k_rope": k_rope,
+        "out.latent": memory["latent"],
+        "out.k_rope": memory["k_rope"],
+        "out.nbytes": torch.tensor([float(memory.nbytes)]),
+    }
+
+
+def attention(generator: Generator) -> Vectors:
+    """A grouped layer, six heads on two, with and without rotation."""
+    layer = GroupedQueryAttention(20, 6, 2, 8)
+    named = weights(layer, generator)
+    layer = layer.double()
+    x = random(generator, 3, 7, 20)
+    position = positions(3, 0, 7)
+    angle = position[..., None] * frequencies(8, 100.0)
+    phase = torch.polar(torch.ones_like(angle), angle)
+    mask = causal_mask(position, 7)
+    outputs = {}
+    for name, turn in (("plain", None), ("rotated", phase)):
+        q, k, v = (
+            map_(x.double()).unflatten(-1, (-1, 8))
+            for map_ in (layer.q_proj, layer.k_proj, layer.v_proj)
+        )
+        if turn is not None:
+            q, k = (rotate(y, turn, interleaved=False) for y in (q, k))
+        o = repeated(q, k, v, mask).flatten(-2)
+        outputs[f"out.{name}"] = layer.o_proj(o)
+    return {
+        **sizes(heads=6, kv_heads=2, head_dim=8, rope_theta=100.0),
+        **named,
+        "in.x": x,
+        **outputs,
+    }
+
+
+def latent(generator: Generator, cfg: Config) -> Vectors:
+    """A latent layer from position 13 on, expanded, with what it caches."""
+    layer = MLA(cfg)
+    named = weights(layer, generator)
+    layer = layer.double()
+    x = random(generator, 2, 7, cfg.hidden_size)
+    phase = phases(cfg, positions(2, START, 7))
+    mask = causal_mask(positions(2, 0, 7), 7)
+    q, q_rope, _ = layer.queries(x.double(), phase)
+    c, k_rope = layer.memories(x.double(), phase)
+    o = expanded(q, q_rope, c, k_rope, *layer.up(), mask, layer.scale)
+    fields = (
+        "num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim "
+        "qk_rope_head_dim v_head_dim rope_theta"
+    ).split()
+    return {
+        **sizes(start=START, **{name: getattr(cfg, name) for name in fields}),
+        **sizes(**asdict(YARN)),
+        **named,
+        "in.x": x,
+        "out.latent": c,
+        "out.k_rope": k_rope,
+        "out.heads": o,
+        "out.layer": layer.o_proj(o.flatten(-2)),
+    }
+
+
+def mla(generator: Generator) -> Vectors:
+    """Latent attention with a query latent, as in V2 and V3."""
+    return latent(generator, LATENT)
+
+
+def mla_lite(generator: Generator) -> Vectors:
+    """Latent attention without a query latent, as in V2-Lite."""
+    return latent(generator, LATENT.replace(q_lora_rank=None))
+
+
+MODULES: dict[str, Callable[[Generator], Vectors]] = {
+    function.__name__: function
+    for function in (rope, cache, attention, mla, mla_lite)
+}
+
+
+def make(name: str) -> Vectors:
+    """The content of one golden file: fp32, no gradients, contiguous."""
+    with torch.no_grad():
+        made = MODULES[name](torch.Generator().manual_seed(0))
+    return {key: made[key].float().contiguous() for key in sorted(made)}
