@@ -8,7 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dsarch.teaching.explorers import Answer, Panel, live_kv_cache
+from dsarch.teaching.explorers import Answer, Panel, live_fp8, live_kv_cache
+from dsarch.teaching.explorers.live_fp8 import compare_product
 from dsarch.teaching.explorers.live_kv_cache import Sizes, fill
 
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -143,3 +144,42 @@ def test_a_live_panel_is_a_widget_that_answers():
     )
     assert VIEW in shown.data
     assert "4,194,304 bytes are allocated" in printed.text
+
+
+def product(**changes):
+    return compare_product(**{**live_fp8().values(), **changes})
+
+
+def test_the_error_of_a_product_is_told_apart():
+    """One product fits into 14 bits; a long sum does not."""
+    one = product(tokens=1, outputs=1, width=1, outlier=3)
+    rows = dict(one.rows)
+    assert float(rows["product: 14-bit sums"].split()[0]) < 1e-4
+    long = dict(product(grain="per row", sums="one running sum").rows)
+    short = dict(product(grain="per row").rows)
+    worse, better = (
+        float(found["product: 14-bit sums"].split()[0])
+        for found in (long, short)
+    )
+    assert worse > 2 * better
+    assert short["scales of the inputs"] == "16"
+    lost = dict(product(grain="one", outlier=10**6).rows)
+    assert float(lost["inputs lost to zero"].split()[0]) > 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 0}, "tokens must be at least 1, found 0"),
+        ({"width": -1}, "width must be at least 1, found -1"),
+        ({"width": 10**9}, "more than the 10,000,000 that a panel"),
+        ({"tokens": 10**4, "outputs": 10, "width": 1}, "the 65,536 that"),
+        ({"outlier": 10**40}, "is beyond"),
+        ({"sums": "one running sum"}, "no scale may change inside a chunk"),
+    ],
+)
+def test_the_fp8_panel_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        product(**changes)
+    with pytest.raises(ValueError, match="'grain' is no size"):
+        live_fp8(grain=3)
