@@ -244,8 +244,14 @@ def test_importance_and_load_are_squared_variations(witness):
         )
 
 
-def test_four_views_of_a_load():
+def test_four_views_of_a_load(witness):
     view = balance(torch.tensor([6, 2, 0, 4]))
+    witness(
+        "eq-max-vio",
+        abs(view.max_violation - (6 - 3) / 3),
+        reference="worked by hand",
+        code="dsarch.balance.balance",
+    )
     close(view.share, torch.tensor([6, 2, 0, 4]).double() / 12)
     assert view.max_violation == 1.0
     assert view.variation == pytest.approx(math.sqrt(5) / 3)
@@ -260,11 +266,18 @@ def test_even_loads_and_no_load_are_balanced(count):
     assert view.entropy == pytest.approx(math.log(5))
 
 
-def test_bias_moves_by_the_sign_alone():
+def test_bias_moves_by_the_sign_alone(witness):
     counts = torch.tensor([90, 10, 20, 20, 10])
     bias = torch.tensor([0.5, -1.0, 0.0, 2.0, 3.0], dtype=torch.float64)
     step = torch.tensor([-1, 1, 1, 1, 1]) * 0.001
-    close(updated_bias(bias, counts, 0.001), bias + step)
+    found = updated_bias(bias, counts, 0.001)
+    close(found, bias + step)
+    witness(
+        "eq-bias-update",
+        (found - bias - step).abs().max(),
+        reference="definition, expert by expert",
+        code="dsarch.balance.updated_bias",
+    )
     even = torch.full((5,), 30)
     assert torch.equal(updated_bias(bias, even, 0.001), bias)
     assert torch.equal(updated_bias(bias, 0 * even, 0.001), bias)

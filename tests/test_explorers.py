@@ -1,6 +1,7 @@
 """The explorers compute what Python computes, and show nothing silly."""
 
 import json
+import math
 import random
 import re
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsarch import rope
 from dsarch.analysis import count
 from dsarch.config import Config, Yarn
+from dsarch.moe import DeepSeekMoE
 from dsarch.teaching.explorers import (
     Explorer,
     absorption_dial,
@@ -21,7 +24,9 @@ from dsarch.teaching.explorers import (
     fp8,
     head_map,
     kv_cache,
+    parameters,
     rotation,
+    routing,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
 from dsarch.teaching.explorers.fp8 import (
@@ -35,6 +40,7 @@ from dsarch.teaching.explorers.fp8 import (
 )
 from dsarch.teaching.explorers.head_map import cache_bytes, kv_head, sharers
 from dsarch.teaching.explorers.kv_cache import bytes_per_token, model
+from dsarch.teaching.explorers.parameters import groups, models
 from dsarch.teaching.explorers.rotation import (
     plain,
     ramp_range,
@@ -43,6 +49,13 @@ from dsarch.teaching.explorers.rotation import (
     softmax_scale,
     stretched,
     yarn,
+)
+from dsarch.teaching.explorers.routing import (
+    chosen,
+    kept,
+    violation,
+    weights,
+    worth,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +66,8 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "absorption_dial": absorption_dial,
     "rotation": rotation,
     "fp8": fp8,
+    "parameters": parameters,
+    "routing": routing,
 }
 CASES = 250
 TOLERANCE = 1e-6
@@ -165,6 +180,57 @@ def elements(kind, heads, kv_heads, head_dim, latent_width, rope_width):
     return model(kind, 1, *dims).kv_elements
 
 
+def mixture(draw: random.Random) -> list[int]:
+    """Sizes of a model in the order of the parameter explorer."""
+    layers, routed = size(draw, 60, 2), size(draw, 300)
+    wide = [size(draw, 8000), size(draw, 10**5), layers]
+    dense = [draw.randrange(layers), size(draw, 20_000)]
+    experts = [size(draw, 3000), routed, draw.randrange(4)]
+    last = [size(draw, 10**8), draw.randrange(2), draw.randint(1, routed)]
+    return [*wide, *dense, *experts, *last]
+
+
+def in_one_layer(hidden: int, width: int, routed: int, shared: int, bias: int):
+    cfg = Config(
+        hidden_size=hidden,
+        moe_intermediate_size=width,
+        n_routed_experts=routed,
+        n_shared_experts=shared,
+        num_experts_per_tok=1,
+        topk_method="noaux_tc" if bias else "greedy",
+        n_group=1,
+        topk_group=1,
+    )
+    with torch.device("meta"):
+        found = DeepSeekMoE(cfg).state_dict()
+    return sum(x.numel() for x in found.values())
+
+
+def aside(hidden, layers, dense, inter, attention):
+    given = [hidden, 1, layers, dense, inter, 1, 2, 0, attention, 0, 1]
+    found = groups(given)[0]
+    return sum(found[x] for x in ("attention", "norms", "dense MLP"))
+
+
+def token(draw: random.Random) -> list:
+    """Scores and biases of one token, and the number of groups."""
+    grouping = draw.randint(1, 6)
+    n = grouping * draw.randint(2, 7)
+    scores = [draw.random() for _ in range(n)]
+    return [scores, [draw.gauss(-0.4, 0.5) for _ in scores], grouping]
+
+
+def limited(draw: random.Random) -> list:
+    scores, bias, grouping = token(draw)
+    return [scores, bias, grouping, draw.randint(1, grouping)]
+
+
+def routed(draw: random.Random) -> list:
+    scores, bias, grouping, keep = limited(draw)
+    open_ = len(scores) // grouping * keep
+    return [scores, bias, grouping, keep, draw.randint(1, open_)]
+
+
 Formula = tuple[Callable[..., Any], Callable[[random.Random], list]]
 FORMULAS: dict[tuple[str, str], Formula] = {
     ("kv_cache", "kvElements"): (
@@ -225,6 +291,41 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("absorption_dial", "roofline"): (
         roofline,
         lambda d: [size(d, 10**13), size(d, 10**10), 865e12, 3.35e12],
+    ),
+    ("parameters", "expert"): (
+        lambda d, f: in_one_layer(d, f, 2, 0, 0) // 2 - d,
+        lambda d: [size(d, 8000), size(d, 9000)],
+    ),
+    ("parameters", "layer"): (
+        in_one_layer,
+        lambda d: [size(d, 999), size(d, 999), size(d, 9), d.randrange(4), 1],
+    ),
+    ("parameters", "common"): (
+        aside,
+        lambda d: [(a := mixture(d))[0], *a[2:5], a[8]],
+    ),
+    ("parameters", "stored"): (
+        lambda *a: sum(groups([*a, 1])[0].values()),
+        lambda d: mixture(d)[:-1],
+    ),
+    ("parameters", "active"): (
+        lambda *a: sum(groups([*a])[1].values()),
+        mixture,
+    ),
+    ("parameters", "combinations"): (
+        math.comb,
+        lambda d: [n := size(d, 300), d.randint(1, min(n, 40))],
+    ),
+    ("routing", "groupScores"): (worth, token),
+    ("routing", "keptGroups"): (kept, limited),
+    ("routing", "chosen"): (chosen, routed),
+    ("routing", "weights"): (
+        weights,
+        lambda d: [*routed(d), 4 * d.random()],
+    ),
+    ("routing", "violation"): (
+        violation,
+        lambda d: [[d.randrange(500) + 1 for _ in range(size(d, 64, 2))]],
     ),
     ("fp8", "decode"): (decode, finite_code),
     ("fp8", "encode"): (encode, number),
@@ -367,6 +468,8 @@ def test_numbers_in_the_fallback_table():
     assert "<td>9,160,359,936</td>" in absorption_dial().html
     assert "<td>0.0055</td>" in rotation().html
     assert "<td>0.3125</td>" in fp8().html
+    assert "<td>671,026,419,200</td>" in parameters().html
+    assert models()["DeepSeekMoE-16B"][1] == 16_375_728_128
 
 
 def test_text_of_the_reader_cannot_break_out():
@@ -390,6 +493,7 @@ def test_text_of_the_reader_cannot_break_out():
         (lambda: head_map(8, 4, query=8), "no query head 8 among 8"),
         (lambda: absorption_dial(model="V9"), "'V9' is none of"),
         (lambda: rotation(Config()), "no rope_scaling"),
+        (lambda: parameters("V9"), "'V9' is none of"),
         (lambda: fp8("tensor"), "'tensor', expected 'number' or 'matrix'"),
     ],
 )

@@ -11,7 +11,9 @@ from dsarch.teaching.explorers import (
     fp8,
     head_map,
     kv_cache,
+    parameters,
     rotation,
+    routing,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -27,6 +29,8 @@ MAKERS = {
     "head_map": head_map,
     "absorption_dial": absorption_dial,
     "rotation": rotation,
+    "parameters": parameters,
+    "routing": routing,
     "fp8": fp8,
     "fp8_matrix": lambda: fp8("matrix"),
 }

@@ -19,6 +19,7 @@ from transformers.models.switch_transformers import (
     modeling_switch_transformers as switch,
 )
 
+from dsarch.analysis import count
 from dsarch.balance import expert_loss, sequence_loss, z_loss
 from dsarch.config import Config
 from dsarch.dispatch import dispatch_loop
@@ -283,8 +284,12 @@ REST = {
 }
 
 
+def count_of(module):
+    return sum(x.numel() for x in module.state_dict().values())
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_those_of_the_released_models(name):
+def test_parameters_are_those_of_the_released_models(name, witness):
     cfg = getattr(Config, name)()
     per_layer, layers, total = PUBLISHED[name]
     with torch.device("meta"):
@@ -297,8 +302,19 @@ def test_parameters_are_those_of_the_released_models(name):
             n_shared_experts=cfg.n_shared_experts,
         )
         block = BLOCKS[cfg.model_type](config)
-    count = sum(x.numel() for x in layer.state_dict().values())
-    assert count == per_layer
-    assert count == sum(x.numel() for x in block.state_dict().values())
+    assert count_of(layer) == count_of(block) == per_layer
     assert layers == cfg.num_hidden_layers - cfg.first_k_dense_replace
-    assert layers * count + REST[name] == total
+    assert layers * per_layer + REST[name] == total
+    groups, active = count.parameter_groups(cfg), count.active_groups(cfg)
+    parts = ("routed experts", "shared experts", "router")
+    assert sum(groups[x] for x in parts) == layers * count_of(layer)
+    idle = cfg.n_routed_experts - cfg.num_experts_per_tok
+    unused = sum(x.numel() for x in layer.experts[:idle].parameters())
+    used = sum(active[x] for x in parts)
+    assert used == layers * (count_of(layer) - unused)
+    witness(
+        "eq-moe-parameters",
+        float(used - layers * (count_of(block) - unused)),
+        reference=f"transformers {cfg.model_type} on the meta device",
+        code="dsarch.analysis.count.active_groups",
+    )
