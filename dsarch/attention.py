@@ -6,7 +6,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, einsum, nn
 
 from dsarch.cache import Cache, length
-from dsarch.layers import Linear, expect, masked_softmax
+from dsarch.layers import Linear, expect_chunk, masked_softmax
 from dsarch.rope import rotate
 
 
@@ -39,8 +39,7 @@ class GroupedQueryAttention(nn.Module):
         mask: Bool[Tensor, "b t s"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "b t d"]:
-        expect("x", x, None, None, self.dim)
-        expect("mask", mask, *x.shape[:2], x.size(1) + length(cache))
+        expect_chunk(x, mask, length(cache), self.dim)
         q = rearrange(self.q_proj(x), "b t (h n) -> b t h n", h=self.heads)
         k = rearrange(self.k_proj(x), "b t (g n) -> b t g n", g=self.kv_heads)
         v = rearrange(self.v_proj(x), "b t (g v) -> b t g v", g=self.kv_heads)

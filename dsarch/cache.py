@@ -28,12 +28,16 @@ class Cache:
         dtype or device differ from what is stored.
         """
         _check_alike(new)
-        self._check_fits(new)
-        end = self._length + next(iter(new.values())).size(1)
-        room = {name: self._grown(name, x, end) for name, x in new.items()}
+        _check_fits(self._room, new)
+        start, room = self._length, {}
+        end = start + next(iter(new.values())).size(1)
+        for name, x in new.items():
+            held = self._room.get(name, x[:, :0])
+            longest = max(end, 2 * held.size(1), self.reserve)
+            room[name] = _grown(held, x, start, longest)
         for name, x in new.items():
             if not room[name].requires_grad:
-                room[name][:, self._length : end] = x
+                room[name][:, start:end] = x
         self._room, self._length = room, end
         return tuple(self[name] for name in new)
 
@@ -61,29 +65,28 @@ class Cache:
         """Bytes allocated, room for tokens to come included."""
         return sum(room.nbytes for room in self._room.values())
 
-    def _grown(self, name: str, x: Tensor, end: int) -> Tensor:
-        room = self._room.get(name, x[:, :0])
-        past = room[:, : self._length]
-        if x.requires_grad or past.requires_grad:
-            return torch.cat([past, x], 1)
-        if room.size(1) >= end:
-            return room
-        length = max(end, 2 * room.size(1), self.reserve)
-        grown = x.new_empty(x.size(0), length, *x.shape[2:])
-        grown[:, : self._length] = past
-        return grown
 
-    def _check_fits(self, new: dict[str, Tensor]) -> None:
-        if self._room and new.keys() != self._room.keys():
+def _grown(room: Tensor, x: Tensor, start: int, length: int) -> Tensor:
+    """Room for ``length`` positions that begins with the past."""
+    past = room[:, :start]
+    if x.requires_grad or past.requires_grad:
+        return torch.cat([past, x], 1)
+    if room.size(1) >= start + x.size(1):
+        return room
+    grown = x.new_empty(x.size(0), length, *x.shape[2:])
+    grown[:, :start] = past
+    return grown
+
+
+def _check_fits(room: dict[str, Tensor], new: dict[str, Tensor]) -> None:
+    if room and new.keys() != room.keys():
+        raise ValueError(f"the cache holds {sorted(room)}, not {sorted(new)}")
+    for name, held in room.items():
+        found, stored = _kind(new[name]), _kind(held)
+        if found != stored:
             raise ValueError(
-                f"the cache holds {sorted(self._room)}, not {sorted(new)}"
+                f"stream {name!r} holds {stored}, cannot append {found}"
             )
-        for name, room in self._room.items():
-            found, stored = _kind(new[name]), _kind(room)
-            if found != stored:
-                raise ValueError(
-                    f"stream {name!r} holds {stored}, cannot append {found}"
-                )
 
 
 def length(cache: Cache | None) -> int:

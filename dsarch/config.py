@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dsarch import released
 
+Selection = Literal["greedy", "group_limited_greedy", "noaux_tc"]
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
 
 
@@ -46,9 +47,8 @@ class Yarn:
 class Config:
     """Every size of a model, under the names of the released config.json.
 
-    ``Config()`` is the tiny teaching model; :meth:`v2_lite`, :meth:`v2`,
-    :meth:`v3` and :meth:`v3_2` are the released ones. Contradictory sizes
-    raise ``ValueError`` with both numbers.
+    ``Config()`` is the tiny teaching model. Contradictory sizes raise
+    ``ValueError`` with both numbers.
     """
 
     model_type: str = "deepseek_v3"
@@ -59,7 +59,6 @@ class Config:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
-    # attention
     num_attention_heads: int = 4
     q_lora_rank: int | None = 48
     kv_lora_rank: int = 32
@@ -72,7 +71,6 @@ class Config:
     index_topk: int | None = None
     index_n_heads: int = 8
     index_head_dim: int = 16
-    # feed-forward
     intermediate_size: int = 256
     moe_intermediate_size: int = 32
     first_k_dense_replace: int = 1
@@ -81,19 +79,15 @@ class Config:
     num_experts_per_tok: int = 4
     n_group: int = 4
     topk_group: int = 2
-    topk_method: Literal["greedy", "group_limited_greedy", "noaux_tc"] = (
-        "noaux_tc"
-    )
+    topk_method: Selection = "noaux_tc"
     scoring_func: Literal["softmax", "sigmoid"] = "sigmoid"
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 2.5
-    # multi-token prediction
     num_nextn_predict_layers: int = 1
 
     def __post_init__(self) -> None:
-        _check_positive(self)
-        _check_attention(self)
-        _check_experts(self)
+        for check in (_check_positive, _check_attention, _check_experts):
+            check(self)
 
     @property
     def qk_head_dim(self) -> int:
@@ -120,11 +114,7 @@ class Config:
 
     @classmethod
     def from_hf(cls, source: str | Path | Mapping[str, Any]) -> "Config":
-        """Read a released config.json: its path, its folder or its content.
-
-        Raises ``ValueError`` for another architecture, for a rotation layout
-        that is not DeepSeek's, or for contradictory sizes.
-        """
+        """Read a config.json, its folder or content; refuse other models."""
         return cls(**_from_hf(_read(source)))
 
     @classmethod

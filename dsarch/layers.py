@@ -87,6 +87,12 @@ def expect(name: str, x: Tensor, *sizes: int | None) -> None:
         )
 
 
+def expect_chunk(x: Tensor, mask: Tensor, past: int, width: int) -> None:
+    """Raise ``ValueError`` unless ``x`` and its mask fit what came before."""
+    expect("x", x, None, None, width)
+    expect("mask", mask, *x.shape[:2], past + x.size(1))
+
+
 def initialise(
     module: nn.Module, std: float, generator: torch.Generator | None = None
 ) -> None:

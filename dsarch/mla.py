@@ -6,7 +6,7 @@ from torch import Tensor, einsum, nn
 
 from dsarch.cache import Cache, length
 from dsarch.config import Config
-from dsarch.layers import Linear, expect, masked_softmax
+from dsarch.layers import Linear, expect_chunk, masked_softmax
 from dsarch.rope import rotate, softmax_factor
 
 # The released models normalise both latents with this, whatever rms_norm_eps.
@@ -16,16 +16,15 @@ LATENT_EPS = 1e-6
 class MLA(nn.Module):
     r"""Attention whose keys and values are all rebuilt from one latent.
 
-    Every token leaves behind a latent $c_t$ and one rotary key $k^R_t$ that
-    all heads share; the cache holds nothing else. :func:`expanded` rebuilds
-    the keys of every head, which suits many queries; :func:`absorbed` moves
-    $W^{UK}$ onto the query, so that a single query reads the latent itself.
-    Source: DeepSeek-V2 report, equations 37 to 47.
+    Every token leaves behind a latent $c_t$ and one rotary key $k^R_t$ for all
+    heads; the cache holds nothing else. :func:`expanded` rebuilds the keys of
+    every head, :func:`absorbed` moves $W^{UK}$ onto the query and reads the
+    latent itself. Source: DeepSeek-V2 report, equations 37 to 47.
     """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.kv_rows = cfg, [cfg.qk_nope_head_dim, cfg.v_head_dim]
         self.scale = cfg.qk_head_dim**-0.5 * softmax_factor(cfg.rope_scaling)
         heads, rank = cfg.num_attention_heads, cfg.q_lora_rank
         if rank is None:
@@ -34,7 +33,6 @@ class MLA(nn.Module):
             self.q_a_proj = Linear(cfg.hidden_size, rank)
             self.q_a_layernorm = nn.RMSNorm(rank, LATENT_EPS)
             self.q_b_proj = Linear(rank, heads * cfg.qk_head_dim)
-        self.kv_rows = [cfg.qk_nope_head_dim, cfg.v_head_dim]
         self.kv_a_proj_with_mqa = Linear(cfg.hidden_size, sum(cfg.kv_widths))
         self.kv_a_layernorm = nn.RMSNorm(cfg.kv_lora_rank, LATENT_EPS)
         self.kv_b_proj = Linear(cfg.kv_lora_rank, heads * sum(self.kv_rows))
@@ -47,8 +45,7 @@ class MLA(nn.Module):
         mask: Bool[Tensor, "b t s"],
         cache: Cache | None = None,
     ) -> Float[Tensor, "b t d"]:
-        expect("x", x, None, None, self.cfg.hidden_size)
-        expect("mask", mask, *x.shape[:2], x.size(1) + length(cache))
+        expect_chunk(x, mask, length(cache), self.cfg.hidden_size)
         q, q_rope, _ = self.queries(x, phase)
         c, k_rope = self.memories(x, phase)
         if cache is not None:

@@ -77,8 +77,8 @@ MUTATIONS = [
     Mutation(
         id="01.growth-loses-the-past",
         file="dsarch/cache.py",
-        old="        grown[:, : self._length] = past\n",
-        new="        grown[:, 1 : self._length] = past[:, 1:]\n",
+        old="    grown[:, :start] = past\n",
+        new="    grown[:, 1:start] = past[:, 1:]\n",
         story="The first token vanishes from the cache whenever it grows, "
         "and a test of its length notices nothing.",
         tests=("tests/test_cache.py::test_streams_come_back_whole",),
@@ -97,8 +97,8 @@ MUTATIONS = [
     Mutation(
         id="01.cache-cuts-gradients",
         file="dsarch/cache.py",
-        old="            return torch.cat([past, x], 1)",
-        new="            return torch.cat([past.detach(), x], 1)",
+        old="        return torch.cat([past, x], 1)",
+        new="        return torch.cat([past.detach(), x], 1)",
         story="Training in chunks runs, but the keys of earlier chunks "
         "never learn.",
         tests=("tests/test_cache.py::test_gradients_pass_through_every_piece",),
