@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := $(BIN)/python
+BENCHMARKS = $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))
 CHAPTERS = $(wildcard chapters/*.ipynb proofs.ipynb)
 
 .PHONY: help book test lint lab notebooks site site-test screenshot rust \
@@ -38,7 +39,8 @@ lint: $(READY)  ## style and types
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(if $(CHAPTERS),$(BIN)/jupyter trust $(CHAPTERS))
-	$(BIN)/jupyter lab --LabApp.news_url=None chapters
+	$(BIN)/jupyter lab --LabApp.news_url=None --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/chapters
 
 notebooks: $(READY)  ## run all chapters in place; a second run changes nothing
 	$(RUN) -m book.run_notebooks $(CHAPTERS)
@@ -62,7 +64,8 @@ mutants: $(READY)  ## plant the catalogue of mistakes; each must be caught
 	$(RUN) -m tests.mutations
 
 bench: $(READY)  ## speed side by side with peers
-	$(RUN) -m benchmarks
+	@for name in $(basename $(notdir $(BENCHMARKS))); do \
+	  echo "== $$name"; $(RUN) -m benchmarks.$$name || exit 1; done
 
 clean:  ## remove what the commands made, except the environment
 	rm -rf _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache
