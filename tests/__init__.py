@@ -1,1 +1,0 @@
-from tests import typecheck as typecheck  # the import hook looks it up here
