@@ -413,8 +413,13 @@ def judge_sequence(answer):
             "sigmoids do not sum to one: normalise over all experts": (
                 (f * scores.mean(1)).sum(1).mean()
             ),
-            "an even load must give 1: the load is e / (k t) times the "
-            "count": (f * share).sum(1).mean() * k / E,
+            "an even load must give 1: the load is e / (k t) times the count": (
+                f * share
+            )
+            .sum(1)
+            .mean()
+            * k
+            / E,
             "average over the sequences, do not add them": (f * share).sum(),
         },
         "the loss",

@@ -39,7 +39,9 @@ def label(method: str) -> str:
     return NAMES[kind].format(strength)
 
 
-def _config(experts: int, groups: int, keep: int, k: int, scale: float):
+def _config(
+    experts: int, groups: int, keep: int, k: int, scale: float
+) -> Config:
     return Config(
         n_routed_experts=experts,
         n_group=groups,
@@ -142,6 +144,7 @@ def routing() -> Explorer:
     Runs of seed 0 of every method. ``FileNotFoundError`` without the book.
     """
     found = recorded()
+    first = found["methods"]["nothing"][0]
     methods = [_method(n, rs[0]) for n, rs in found["methods"].items()]
     last = {n: rs[0]["final"] for n, rs in found["methods"].items()}
     cfg = Config()
@@ -150,9 +153,7 @@ def routing() -> Explorer:
         "routing",
         {
             "methods": methods,
-            "kept": [
-                s["step"] for s in found["methods"]["nothing"][0]["steps"]
-            ],
+            "kept": [shot["step"] for shot in moments(first)],
             "every": found["every"],
             "domains": found["domains"],
             "tokens": found["tokens"],

@@ -9,6 +9,7 @@ import {
   heading,
   num,
   powers,
+  raised,
   table,
   tiles,
 } from "./lib.js";
@@ -62,7 +63,12 @@ function combinations(n, k) {
   return ways;
 }
 
-const OWN = "own";
+/** Up to ten digits as they are, more as a power of ten. */
+function many(x) {
+  const power = Math.floor(Math.log10(x));
+  if (power < 10) return num(x, 15);
+  return `${(x / 10 ** power).toFixed(2)} × 10${raised(power)}`;
+}
 const FREE = ["routed", "chosen", "shared", "width", "dense"];
 const big = (x) =>
   x >= 1e9
@@ -138,18 +144,26 @@ function counted(s, base) {
   const args = [...head, width, routed, shared, base.attention, base.bias];
   const embedding = s.table === "yes" ? base.vocab * base.hidden : 0;
   const used = active(...args, chosen) + embedding;
-  return { routed, chosen, shared, width, total: stored(...args), used, embedding };
+  const total = stored(...args);
+  return { routed, chosen, shared, width, total, used, embedding };
 }
 
 function parts(s, base, c) {
   const n = base.layers - s.dense,
     each = expert(base.hidden, c.width);
   const table_ = base.vocab * base.hidden;
-  const rest = common(base.hidden, base.layers, s.dense, base.inter, base.attention);
+  const rest = common(
+    base.hidden,
+    base.layers,
+    s.dense,
+    base.inter,
+    base.attention,
+  );
+  const router = n * c.routed * (base.hidden + base.bias);
   return [
     ["routed experts", n * c.routed * each, n * c.chosen * each],
     ["shared experts", n * c.shared * each, n * c.shared * each],
-    ["router", n * c.routed * (base.hidden + base.bias), n * c.routed * (base.hidden + base.bias)],
+    ["router", router, router],
     ["attention, norms, dense", rest, rest],
     ["embedding", table_, c.embedding],
     ["output head", table_, table_],
@@ -174,7 +188,7 @@ function view(s, { data, width }) {
     tiles([
       { name: "Stored", value: big(c.total), note: `${num(c.total, 15)} parameters` },
       { name: "Active for a token", value: big(c.used), note: `${num(100 * share, 3)} % of the stored ones` },
-      { name: "Choices in a layer", value: num(ways, 3), note: `${num(c.chosen)} of ${num(c.routed)} experts` },
+      { name: "Choices in a layer", value: many(ways), note: `${num(c.chosen)} of ${num(c.routed)} experts` },
       { name: "Weights in BF16", value: bytes(2 * c.total), note: `${bytes(c.total)} in FP8` },
     ]) +
     heading("Stored against active") +
@@ -190,7 +204,7 @@ function view(s, { data, width }) {
   const name = s.own || s.split > 1 ? `Your sizes on ${model.name}` : model.name;
   const say =
     `${name}: ${num(c.total, 15)} parameters stored, ${num(c.used, 15)} active, ` +
-    `${num(100 * share, 3)} %. A layer can choose its experts in ${num(ways, 3)} ways.`;
+    `${num(100 * share, 3)} %. A layer can choose its experts in ${many(ways)} ways.`;
   return { html, say };
 }
 
