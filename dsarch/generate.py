@@ -34,7 +34,9 @@ def generate(
     ``[b, n]`` as soon as it stands. ``ValueError`` for tokens outside the
     vocabulary, an empty prompt, or drafts without an MTP layer.
     """
-    _check(model, tokens, max_new_tokens)
+    check_prompt(tokens, model.cfg.vocab_size)
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens {max_new_tokens} is below 0")
     sampling = Sampling(temperature, top_p, generator)
     pieces = decode(model, tokens, sampling)
     if speculative:
@@ -144,16 +146,15 @@ def halted(
     return new[:, ~over.all(0)], over[:, -1:] | hits[:, -1:]
 
 
-def _check(model: DeepSeek, tokens: Tensor, max_new_tokens: int) -> None:
+def check_prompt(tokens: Tensor, vocabulary: int) -> None:
+    """Raise ``ValueError`` unless these are sequences of known tokens."""
     if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point():
         raise ValueError(
-            f"a prompt is [b, t] whole numbers and not empty, found "
+            "a prompt is [b, t] whole numbers and not empty, found "
             f"{tuple(tokens.shape)} in {tokens.dtype}"
         )
-    low, high, size = tokens.min(), tokens.max(), model.cfg.vocab_size
-    if low < 0 or high >= size:
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocabulary:
         raise ValueError(
-            f"tokens {int(low)} to {int(high)} leave the vocabulary of {size}"
+            f"tokens {low} to {high} leave the vocabulary of {vocabulary}"
         )
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens {max_new_tokens} is below 0")
