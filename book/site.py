@@ -18,10 +18,15 @@ from book import apidoc, contents, formulas, inline_svg, lighten
 class ChapterRole(SphinxRole):
     """Name a chapter by number, as a link where the chapter is written."""
 
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         """Return a link to the chapter or its name as plain text."""
-        page, title = contents.CHAPTERS[int(self.text)]
-        words = f"Chapter {int(self.text)}: {title}"
+        number = int(self.text)
+        page, title = contents.CHAPTERS[number]
+        words = self.form.format(number=number, title=title)
         if page not in self.env.found_docs:
             return [nodes.emphasis("", words)], []
         link = addnodes.pending_xref(
@@ -58,7 +63,9 @@ def setup(app: Sphinx) -> dict:
     """Register everything with Sphinx."""
     formulas.setup(app)
     apidoc.setup(app)
-    app.add_role("chapter", ChapterRole())
+    app.add_role("chapter", ChapterRole("Chapter {number}: {title}"))
+    app.add_role("chapter-title", ChapterRole("{number} {title}"))
+    app.add_role("chapter-number", ChapterRole("Chapter {number}"))
     app.add_post_transform(inline_svg.InlineSvg)
     app.connect("html-page-context", add_description)
     app.connect("build-finished", lighten.lighten)

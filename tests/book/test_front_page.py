@@ -38,14 +38,15 @@ def test_the_quick_reference_leads_to_the_chapters() -> None:
     table = rows("intro.md", "## Quick reference: when to use what")
     links = {name.strip("*"): cells[-1] for name, cells in table.items()}
     assert links == {
-        name: f"{{chapter}}`{number}`" for name, number in COMPONENTS.items()
+        name: f"{{chapter-number}}`{number}`"
+        for name, number in COMPONENTS.items()
     }
     assert all(cell for cells in table.values() for cell in cells)
 
 
 def test_every_chapter_is_on_the_map() -> None:
     table = rows("intro.md", "## Map of the book")
-    found = re.findall(r"\{chapter\}`(\d+)`", str(table))
+    found = re.findall(r"\{chapter-title\}`(\d+)`", str(table))
     assert found == [str(number) for number in range(1, 15)]
 
 
