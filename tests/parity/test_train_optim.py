@@ -49,11 +49,11 @@ OPTIONS = (
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("foreach", (False, None, True))
-def test_adamw_is_torchs(options, foreach, dtype):
-    ours, mine = run(
-        lambda p: optim.AdamW(p, foreach=foreach, **options), dtype
-    )
+@pytest.mark.parametrize(
+    "path", ({"foreach": False}, {}, {"foreach": True}, {"fused": True})
+)
+def test_adamw_is_torchs(options, path, dtype):
+    ours, mine = run(lambda p: optim.AdamW(p, **path, **options), dtype)
     theirs, torchs = run(lambda p: torch.optim.AdamW(p, **options), dtype)
     for a, b in zip(ours, theirs, strict=True):
         close(a, b)
