@@ -75,9 +75,10 @@ def child(folder: Path, tests: list[str]) -> int:
     """Run pytest inside a copy; the exit status of pytest."""
     import pytest
 
-    with open(folder / "log.txt", "w", encoding="utf8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    log = open(folder / "log.txt", "w", encoding="utf8", buffering=1)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log  # the parent may be a test that captures
     os.chdir(folder)
     for name in [*sys.modules]:
         if name.split(".")[0] in ("dsarch", "tests", "book", "conftest"):
