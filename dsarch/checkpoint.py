@@ -221,7 +221,8 @@ def _write(
         file = f"model-{number:05}-of-{count:05}.safetensors"
         file = shards.SINGLE if count == 1 else file
         # Copies of one tensor may not share memory inside a file.
-        tensors = {name: state[name].clone() for name in names}
+        own = torch.contiguous_format
+        tensors = {n: state[n].clone(memory_format=own) for n in names}
         save_file(tensors, folder / file, {"format": "pt"})
         _sync(folder / file)
         places |= dict.fromkeys(names, file)

@@ -39,9 +39,9 @@ def entries(folder: Path) -> dict[str, Entry]:
         return header(folder / SINGLE)
     listed = _listed(index)
     found: dict[str, Entry] = {}
-    for shard in sorted(set(listed.values())):
-        held = header(_inside(folder, shard))
-        for name, entry in held.items():
+    paths = {x: _inside(folder, x) for x in sorted(set(listed.values()))}
+    for shard, path in paths.items():
+        for name, entry in header(path).items():
             if listed.get(name) != shard or name in found:
                 raise ValueError(
                     f"{name} is in {shard}, but {INDEX} places it in "
