@@ -18,10 +18,16 @@ from dsarch.config import Config
 from dsarch.router import route
 
 
-def test_expected_nodes_is_the_mean_over_all_choices():
+def test_expected_nodes_is_the_mean_over_all_choices(witness):
     choices = list(itertools.combinations(range(12), 3))
     mean = sum(len({i // 3 for i in c}) for c in choices) / len(choices)
     assert expected_nodes(12, 3, 4) == pytest.approx(mean)
+    witness(
+        "eq-nodes",
+        abs(expected_nodes(12, 3, 4) - mean),
+        reference="the mean over all 220 choices",
+        code="dsarch.analysis.expert_parallel.expected_nodes",
+    )
     open_ = [c for c in choices if max(c) < 6]
     mean = sum(len({i // 3 for i in c}) for c in open_) / len(open_)
     assert limited_nodes(12, 3, 4, 2) == pytest.approx(mean)
@@ -67,6 +73,27 @@ def test_traffic_counts_each_node_of_a_token_once():
     assert found.nodes.sum() == found.copies.sum()
     away = sum(found.copies[i, j] for i in range(4) for j in range(4) if i - j)
     assert found.remote == away
+
+
+def test_all_to_all_is_what_a_routing_sends(witness):
+    """Bytes of real buffers, a copy for each remote node of each token."""
+    cfg = Config(hidden_size=8, topk_group=2)
+    found = traffic(recorded(2), 16, 4)
+    remote = int(found.remote)
+    sent = torch.zeros(remote, 8, dtype=torch.float8_e4m3fn).nbytes
+    answered = torch.zeros(remote, 8, dtype=torch.bfloat16).nbytes
+    expert_layers = sum(
+        not cfg.is_dense(layer) for layer in range(cfg.num_hidden_layers)
+    )
+    counted = (sent + answered) * expert_layers
+    formula = all_to_all_bytes(cfg, 64, remote / 64)
+    assert formula == counted > 0
+    witness(
+        "eq-all-to-all",
+        abs(formula - counted),
+        reference="the bytes of the buffers of a routing",
+        code="dsarch.analysis.expert_parallel.all_to_all_bytes",
+    )
 
 
 def test_node_limited_routing_limits_nodes():

@@ -134,7 +134,8 @@ def finish(job: Job) -> int | None:
     """The exit status of a job, or None while it runs; restores the copy."""
     pid, status = os.waitpid(job.pid, os.WNOHANG)
     if pid == 0:
-        if time.monotonic() - job.start < LIMIT:
+        limit = LIMIT if job.mutation else 10 * LIMIT
+        if time.monotonic() - job.start < limit:
             return None
         os.kill(job.pid, signal.SIGKILL)
         _, status = os.waitpid(job.pid, 0)
