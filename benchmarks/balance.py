@@ -87,9 +87,7 @@ def probe() -> tuple[Tensor, list[dict]]:
         rows.append(row)
         for at in (9, 22):
             text = bytes(x for x in row[: at + 1].tolist() if x < 256)
-            tokens.append(
-                {"domain": i, "at": at, "text": text.decode()[-12:]}
-            )
+            tokens.append({"domain": i, "at": at, "text": text.decode()[-12:]})
     return torch.stack(rows), tokens
 
 
@@ -119,7 +117,8 @@ def snapshot(run: Trainer) -> dict:
 def fives(values: Iterable[float]) -> list[float]:
     """Means of five steps each."""
     return [
-        round(x, 4) for x in torch.tensor([*values]).view(-1, 5).mean(1).tolist()
+        round(x, 4)
+        for x in torch.tensor([*values]).view(-1, 5).mean(1).tolist()
     ]
 
 

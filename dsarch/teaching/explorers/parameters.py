@@ -97,6 +97,16 @@ def models() -> dict[str, tuple[list[int], int, int]]:
     }
 
 
+def _checks(found: dict[str, tuple[list[int], int, int]]) -> list[Check]:
+    checks: list[Check] = []
+    for given, total, used in found.values():
+        checks.append(("stored", given[:-1], total))
+        checks.append(("active", given, used))
+        n, k = given[6], given[-1]
+        checks.append(("combinations", [n, k], math.comb(n, k)))
+    return checks
+
+
 def parameters(start: str = "DeepSeek-V3") -> Explorer:
     """Stored and active parameters of published and of your own mixtures.
 
@@ -105,12 +115,6 @@ def parameters(start: str = "DeepSeek-V3") -> Explorer:
     found = models()
     if start not in found:
         raise ValueError(f"{start!r} is none of {tuple(found)}")
-    checks: list[Check] = []
-    for given, total, used in found.values():
-        checks.append(("stored", given[:-1], total))
-        checks.append(("active", given, used))
-        n, k = given[6], given[-1]
-        checks.append(("combinations", [n, k], math.comb(n, k)))
     return Explorer(
         "parameters",
         {
@@ -126,6 +130,6 @@ def parameters(start: str = "DeepSeek-V3") -> Explorer:
             (name, f"{total:,}", f"{used:,}", f"{used / total:.1%}")
             for name, (_, total, used) in found.items()
         ],
-        checks=checks,
+        checks=_checks(found),
         hint=HINT,
     )

@@ -138,6 +138,15 @@ def _checks(found: dict, sizes: tuple) -> list[Check]:
     return checks
 
 
+def _rows(found: dict) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, records in found["methods"].items():
+        end = records[0]["final"]
+        above = end["loss"]["all"] - end["floor"]["all"]
+        rows.append((label(name), f"{end['violation']:.2f}", f"{above:.3f}"))
+    return rows
+
+
 def routing() -> Explorer:
     """Loads of recorded runs by expert, group and token; the V3 router.
 
@@ -146,7 +155,6 @@ def routing() -> Explorer:
     found = recorded()
     first = found["methods"]["nothing"][0]
     methods = [_method(n, rs[0]) for n, rs in found["methods"].items()]
-    last = {n: rs[0]["final"] for n, rs in found["methods"].items()}
     cfg = Config()
     sizes = (cfg.n_group, cfg.topk_group, cfg.num_experts_per_tok)
     return Explorer(
@@ -162,14 +170,7 @@ def routing() -> Explorer:
         },
         title="Where do tokens go while a mixture is trained?",
         columns=["balanced by", "MaxVio at the end", "loss above the floor"],
-        rows=[
-            (
-                label(name),
-                f"{end['violation']:.2f}",
-                f"{end['loss']['all'] - end['floor']['all']:.3f}",
-            )
-            for name, end in last.items()
-        ],
+        rows=_rows(found),
         checks=_checks(found, (*sizes, cfg.routed_scaling_factor)),
         hint=HINT,
     )

@@ -63,11 +63,13 @@ function combinations(n, k) {
   return ways;
 }
 
-/** Up to ten digits as they are, more as a power of ten. */
-function many(x) {
-  const power = Math.floor(Math.log10(x));
-  if (power < 10) return num(x, 15);
-  return `${(x / 10 ** power).toFixed(2)} × 10${raised(power)}`;
+/** Up to ten digits as they are, more as a power of ten, however large. */
+function many(n, k) {
+  let log = 0;
+  for (let i = 1; i <= k; i += 1) log += Math.log10((n - k + i) / i);
+  if (log < 10) return num(combinations(n, k), 15);
+  const power = Math.floor(log);
+  return `${(10 ** (log - power)).toFixed(2)} × 10${raised(power)}`;
 }
 const FREE = ["routed", "chosen", "shared", "width", "dense"];
 const big = (x) =>
@@ -119,7 +121,13 @@ function controls(data) {
     },
     size("routed", "Routed experts", 1, 1024, first.routed),
     size("chosen", "Chosen for a token", 1, 64, first.chosen),
-    size("shared", "Shared experts", 0, 8, first.shared, from0(8)),
+    {
+      kind: "radio",
+      key: "shared",
+      label: "Shared experts",
+      value: first.shared,
+      options: [0, 1, 2, 4, 8].map((n) => [n, `${n}`]),
+    },
     size("width", "Width of an expert", 8, 32768, first.width),
     size("dense", "First layers without experts", 0, 8, first.dense, from0(8)),
     { kind: "hidden", key: "own", value: false },
@@ -179,7 +187,7 @@ function view(s, { data, width }) {
   }
   const c = counted(s, base),
     share = c.used / c.total,
-    ways = combinations(c.routed, c.chosen);
+    ways = many(c.routed, c.chosen);
   const drawn = [
     { name: "stored", value: c.total, text: big(c.total), series: 0 },
     { name: "active", value: c.used, text: big(c.used), series: 1, strong: true },
@@ -188,7 +196,7 @@ function view(s, { data, width }) {
     tiles([
       { name: "Stored", value: big(c.total), note: `${num(c.total, 15)} parameters` },
       { name: "Active for a token", value: big(c.used), note: `${num(100 * share, 3)} % of the stored ones` },
-      { name: "Choices in a layer", value: many(ways), note: `${num(c.chosen)} of ${num(c.routed)} experts` },
+      { name: "Choices in a layer", value: ways, note: `${num(c.chosen)} of ${num(c.routed)} experts` },
       { name: "Weights in BF16", value: bytes(2 * c.total), note: `${bytes(c.total)} in FP8` },
     ]) +
     heading("Stored against active") +
@@ -204,7 +212,7 @@ function view(s, { data, width }) {
   const name = s.own || s.split > 1 ? `Your sizes on ${model.name}` : model.name;
   const say =
     `${name}: ${num(c.total, 15)} parameters stored, ${num(c.used, 15)} active, ` +
-    `${num(100 * share, 3)} %. A layer can choose its experts in ${many(ways)} ways.`;
+    `${num(100 * share, 3)} %. A layer can choose its experts in ${ways} ways.`;
   return { html, say };
 }
 
