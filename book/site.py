@@ -12,7 +12,14 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxRole
 
-from book import apidoc, contents, formulas, inline_svg, lighten
+from book import (
+    apidoc,
+    contents,
+    formulas,
+    inline_svg,
+    lighten,
+    numbering,
+)
 
 
 class ChapterRole(SphinxRole):
@@ -63,6 +70,7 @@ def setup(app: Sphinx) -> dict:
     """Register everything with Sphinx."""
     formulas.setup(app)
     apidoc.setup(app)
+    numbering.setup()
     app.add_role("chapter", ChapterRole("Chapter {number}: {title}"))
     app.add_role("chapter-title", ChapterRole("{number} {title}"))
     app.add_role("chapter-number", ChapterRole("Chapter {number}"))
