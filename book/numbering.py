@@ -38,9 +38,7 @@ def setup() -> None:
     """Let Sphinx number its sections, then correct what it counted."""
     counted = Collector.assign_section_numbers
 
-    def assign(
-        self: Collector, env: BuildEnvironment
-    ) -> list[str]:
+    def assign(self: Collector, env: BuildEnvironment) -> list[str]:
         changed = counted(self, env)
         renumber(env)
         return changed
