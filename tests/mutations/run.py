@@ -14,12 +14,12 @@ import gc
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tests.mutations import HOUSE, Mutation, catalogue, problems, snippet
 
@@ -71,23 +71,27 @@ def arguments(tests: list[str]) -> list[str]:
     return ["-x", "-q", *options, *tests]
 
 
-def child(folder: Path, tests: list[str]) -> int:
-    """Run pytest inside a copy; the exit status of pytest."""
-    import pytest
-
+def redirect(folder: Path) -> None:
+    """Send everything this process prints to the log of its copy."""
     log = open(folder / "log.txt", "w", encoding="utf8", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log  # the parent may be a test that captures
     os.chdir(folder)
+    os.environ.pop("DSARCH_WITNESS", None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+
+
+def forked(folder: Path, tests: list[str]) -> int:
+    """Run pytest here, with what the parent imported; its exit status."""
+    import pytest
+
     for name in [*sys.modules]:
-        if name.split(".")[0] in ("dsarch", "tests", "book", "conftest"):
+        if name.split(".")[0] in ("tests", "book", "conftest"):
             del sys.modules[name]
     ours = (str(HOUSE), "")
     sys.path[:] = [str(folder), *(x for x in sys.path if x not in ours)]
     sys.dont_write_bytecode = True
-    os.environ.pop("DSARCH_WITNESS", None)
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     gc.freeze()  # what the parent imported need not be searched again
     status = pytest.main(arguments(tests))
     import dsarch
@@ -97,26 +101,27 @@ def child(folder: Path, tests: list[str]) -> int:
     return int(status)
 
 
+def afresh(folder: Path, tests: list[str]) -> NoReturn:
+    """Become a new interpreter: slower, but nothing is inherited."""
+    os.environ |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", *arguments(tests)]
+    os.execv(sys.executable, command)
+
+
 def spawn(folder: Path, tests: list[str]) -> int:
-    """Start the tests in a copy; the id of the process."""
-    if sys.platform != "linux":  # a fork after importing torch is not safe
-        log = open(folder / "log.txt", "w", encoding="utf8")
-        env = os.environ | {
-            "PYTHONPATH": str(folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        }
-        command = [sys.executable, "-m", "pytest", *arguments(tests)]
-        return subprocess.Popen(
-            command, cwd=folder, env=env, stdout=log, stderr=log
-        ).pid
+    """Start the tests in a copy; the id of the process.
+
+    A fork shares what was imported, unless the package itself is among it,
+    or the system is one where a fork after importing torch is not safe.
+    """
+    inherit = sys.platform == "linux" and "dsarch" not in sys.modules
     sys.stdout.flush()
     if pid := os.fork():
         return pid
     status = 3
     try:
-        os.setpgid(0, 0)
-        status = child(folder, tests)
+        redirect(folder)
+        status = forked(folder, tests) if inherit else afresh(folder, tests)
     finally:
         os._exit(status)
 
