@@ -317,6 +317,15 @@ def judge_absorb(answer):
         },
         "the attention output",
     )
+    with FlopCounterMode(display=False) as mine:
+        call(answer, *parts)
+    with FlopCounterMode(display=False) as official:
+        mla.absorbed(*parts, (n + r) ** -0.5)
+    if mine.get_total_flops() > official.get_total_flops():
+        raise Mistake(
+            "right, but this multiplies more than the absorbed form does: "
+            "were keys or values rebuilt?"
+        )
 
 
 ABSORB = Exercise(
@@ -330,7 +339,8 @@ latents, and apply $W^{UV}$ last. `q` is `[b, t, h, n]`, `q_rope`
 `[b, t, h, r]`, `c` `[b, s, c]`, `k_rope` `[b, s, r]`; no tensor with both a
 head and a rebuilt key may appear. The scale is yours to choose.""",
     checks="fp64 agreement with `dsarch.mla.expanded`, the other form, for "
-    "a chunk after a prompt",
+    "a chunk after a prompt, with no more multiplications than "
+    "`dsarch.mla.absorbed`",
     name="latent_attention",
     skeleton="""
 def latent_attention(q, q_rope, c, k_rope, w_uk, w_uv, mask):
@@ -358,6 +368,20 @@ def latent_attention(q, q_rope, c, k_rope, w_uk, w_uv, mask):
         "`q` changes its width; mix `c` by `p`, then contract with `w_uv`.",
     ),
     wrong=(
+        Wrong(
+            "rebuilds keys and values",
+            says="were keys or values rebuilt",
+            new="""
+def latent_attention(q, q_rope, c, k_rope, w_uk, w_uv, mask):
+    k = einsum("bsc,hnc->bshn", c, w_uk)
+    v = einsum("bsc,hvc->bshv", c, w_uv)
+    score = einsum("bthn,bshn->bhts", q, k)
+    score = score + einsum("bthr,bsr->bhts", q_rope, k_rope)
+    scale = (q.size(-1) + q_rope.size(-1)) ** -0.5
+    p = masked_softmax(score * scale, mask)
+    return einsum("bhts,bshv->bthv", p, v)
+""",
+        ),
         Wrong(
             "scales by the width of the latent",
             says="not to the latent",
