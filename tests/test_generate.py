@@ -6,7 +6,14 @@ from functools import cache as once
 import pytest
 import torch
 
-from dsarch.generate import check_prompt, decode, generate, speculate
+from dsarch.cache import Cache
+from dsarch.generate import (
+    check_prompt,
+    decode,
+    draft,
+    generate,
+    speculate,
+)
 from dsarch.model import DeepSeek
 from dsarch.mtp import mtp_losses, nll
 from dsarch.sampling import Sampling, nucleus, verify
@@ -88,6 +95,28 @@ def test_a_model_that_drafts_perfectly_has_all_drafts_accepted():
         net.lm_head.weight.zero_()  # both predict the first token always
     pieces = speculate(net, prompt(), Sampling(), 3)
     assert [next(pieces).size(1) for _ in range(4)] == [1, 4, 4, 4]
+
+
+@KINDS
+@pytest.mark.parametrize("first", [1, 5, 10])
+@torch.no_grad()
+def test_drafts_do_not_depend_on_how_the_text_came_about(cfg, first):
+    net, text, memory = trained(cfg), prompt(2, 12), Cache()
+    hidden, known = net.hidden(text[:, :-1]), text[:, 1:]
+    module, greedy = net.mtp[0], Sampling()
+    expected, p = draft(module, hidden, known, Cache(), greedy, 3)
+    draft(module, hidden[:, :first], known[:, :first], memory, greedy, 3)
+    assert len(memory) == first
+    rest = hidden[:, first:], known[:, first:]
+    actual, q = draft(module, *rest, memory, greedy, 3)
+    assert len(memory) == 11
+    assert torch.equal(actual, expected) and torch.equal(q, p)
+    warm = Sampling(1.0)
+    memory.crop(first)
+    close(
+        draft(module, *rest, memory, warm, 1)[1],
+        draft(module, hidden, known, Cache(), warm, 1)[1],
+    )
 
 
 def test_a_prompt_of_one_token_is_enough():

@@ -14,9 +14,6 @@ SYLVESTER = (
     "test_hadamard_is_orthonormal_symmetric_and_in_sylvesters_order"
 )
 ALIKE = "tests/test_dsa.py::test_a_transform_reaches_queries_and_keys_alike"
-NOT_REACHED = (
-    "tests/test_dsa.py::test_the_language_loss_does_not_reach_the_indexer"
-)
 LOSS = "tests/test_indexing.py::test_the_loss_is_what_the_definition_says"
 STAYS = "tests/test_indexing.py::test_its_gradient_stays_in_the_indexer"
 WARM_UP = (
@@ -193,17 +190,6 @@ MUTATIONS = [
         story="Only the cached keys were spread: products of queries and "
         "keys mean nothing any more.",
         tests=(ALIKE,),
-    ),
-    Mutation(
-        id="14.language-loss-leaks-in",
-        file="dsarch/dsa.py",
-        old="        with torch.no_grad():\n"
-        "            k = self.indexer.keys(x, phase)",
-        new="        k = self.indexer.keys(x, phase)\n"
-        "        c = c + 0 * k.sum()",
-        story="The indexer gets gradients from the language loss, though "
-        "it should learn from its own alone.",
-        tests=(NOT_REACHED,),
     ),
     Mutation(
         id="14.trunk-not-detached",
