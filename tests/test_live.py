@@ -8,9 +8,16 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from dsarch.teaching.explorers import Answer, Panel, live_fp8, live_kv_cache
+from dsarch.teaching.explorers import (
+    Answer,
+    Panel,
+    live_fp8,
+    live_kv_cache,
+    live_routing,
+)
 from dsarch.teaching.explorers.live_fp8 import compare_product
 from dsarch.teaching.explorers.live_kv_cache import Sizes, fill
+from dsarch.teaching.explorers.live_routing import run
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -183,3 +190,27 @@ def test_the_fp8_panel_refuses(changes, message):
         product(**changes)
     with pytest.raises(ValueError, match="'grain' is no size"):
         live_fp8(grain=3)
+
+
+def test_the_bias_evens_the_loads_of_the_real_router():
+    before, after = run(64, 8, 8, 4, 200, "0.01")
+    assert before.sum() == after.sum() == 2048 * 8
+    assert after.max() < 0.7 * before.max()
+    same, still = run(64, 8, 8, 4, 0, "0.01")
+    assert same.equal(still)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experts": 10**6}, "1,000,000 is more than the 512"),
+        ({"steps": -1}, "must not be negative, found -1"),
+        ({"groups": 7}, "n_group 7 does not divide n_routed_experts 64"),
+        ({"k": 65}, "num_experts_per_tok 65 exceeds the 32"),
+        ({"k": 0}, "num_experts_per_tok must be positive, found 0"),
+    ],
+)
+def test_impossible_routers_are_refused(changes, message):
+    panel = live_routing()
+    with pytest.raises(ValueError, match=message):
+        panel.answer(**{**panel.values(), **changes})

@@ -40,6 +40,7 @@ from dsarch.teaching.explorers.kv_cache import kv_cache
 from dsarch.teaching.explorers.live import Answer, Panel
 from dsarch.teaching.explorers.live_fp8 import live_fp8
 from dsarch.teaching.explorers.live_kv_cache import live_kv_cache
+from dsarch.teaching.explorers.live_routing import live_routing
 from dsarch.teaching.explorers.parameters import parameters
 from dsarch.teaching.explorers.rotation import rotation
 from dsarch.teaching.explorers.routing import routing
@@ -54,6 +55,7 @@ __all__ = [
     "kv_cache",
     "live_fp8",
     "live_kv_cache",
+    "live_routing",
     "parameters",
     "rotation",
     "routing",
