@@ -21,30 +21,39 @@ def run(
     The tokens lean to one side, so an untrained router is uneven at first.
     ``ValueError`` for sizes that contradict each other or are too large.
     """
-    for name, value in (("experts", experts), ("steps", steps)):
-        if value > MOST[name]:
-            raise ValueError(
-                f"{name} {value:,} is more than the {MOST[name]:,} "
-                "that a panel may use"
-            )
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, found {steps}")
+    _check(experts=experts, steps=steps)
     cfg = Config(
         n_routed_experts=experts,
         num_experts_per_tok=k,
         n_group=groups,
         topk_group=keep,
     )
-    draw = torch.Generator().manual_seed(0)
-    lean = torch.randn(WIDTH, generator=draw)
-    x = torch.randn(TOKENS, WIDTH, generator=draw) + 0.5 * lean
-    weight = 0.3 * torch.randn(experts, WIDTH, generator=draw)
-    scores, bias = affinities(x, weight), torch.zeros(experts)
+    scores, bias = _scores(experts), torch.zeros(experts)
     counts = [loads(route(scores, bias, cfg).experts, experts)]
     for _ in range(steps):
         bias = updated_bias(bias, counts[-1], float(speed))
         counts.append(loads(route(scores, bias, cfg).experts, experts))
     return counts[0], counts[-1]
+
+
+def _check(**values: int) -> None:
+    for name, value in values.items():
+        if value > MOST[name]:
+            raise ValueError(
+                f"{name} {value:,} is more than the {MOST[name]:,} "
+                "that a panel may use"
+            )
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, found {value}")
+
+
+def _scores(experts: int) -> torch.Tensor:
+    """Affinities of tokens that lean to one side, ``[z, e]``."""
+    draw = torch.Generator().manual_seed(0)
+    lean = torch.randn(WIDTH, generator=draw)
+    x = torch.randn(TOKENS, WIDTH, generator=draw) + 0.5 * lean
+    weight = 0.3 * torch.randn(experts, WIDTH, generator=draw)
+    return affinities(x, weight)
 
 
 def compare_loads(**values: Any) -> Answer:
