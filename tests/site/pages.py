@@ -7,6 +7,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 
 SITE = Path(__file__).resolve().parents[2] / "_build" / "html"
+# A busy machine is slow, and that is no fault of the page.
+PATIENCE = 120_000
 GENERATED = {"index.html", "genindex.html", "py-modindex.html", "search.html"}
 
 
@@ -33,6 +35,7 @@ def opened(
     """Open a page; the list fills with all that goes wrong on it."""
     settings = {"reduced_motion": "reduce", **options}
     context = browser.new_context(**settings)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     problems: list[str] = []
 
