@@ -55,9 +55,10 @@ def dispatch_grouped(
     Gathering, weighing and adding then take one step for many experts, and
     every expert one matrix product: a loop of them (``mm``), or torch's
     ``grouped_mm``, which knows no fp64 and which ``None`` takes for BF16 on a
-    GPU. Only plain experts are fused: others, such as those in FP8, go
-    through the loop, which calls the modules.
+    GPU. Only plain experts are fused; others, such as FP8, take the loop.
     """
+    if len(x) == 1 and not torch.is_grad_enabled():
+        return dispatch_one(x, routing, experts)
     flat = routing.experts.flatten()
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=len(experts)).tolist()
@@ -65,15 +66,30 @@ def dispatch_grouped(
     if matrices is None:
         return dispatch_loop(x, routing, experts)
     aligned = all(n % 16 == 0 for w in matrices[:1] for n in w.shape)
-    if backend is None:
-        suits = aligned and x.is_cuda and x.dtype == torch.bfloat16
-        backend = "grouped_mm" if suits else "mm"
+    suits = aligned and x.is_cuda and x.dtype == torch.bfloat16
+    backend = backend or ("grouped_mm" if suits else "mm")
     # Odd addresses change a product's last bit: then each expert is a part.
     rows = len(order) if backend == "grouped_mm" else ROWS if aligned else 1
     plan = Plan(order, [n for n in counts[: len(experts)] if n], rows, backend)
-    weights = routing.weights.flatten()
     x, *matrices = _autocast(x, *matrices)
-    return _Grouped.apply(x, weights, plan, *matrices).type_as(x)
+    y = _Grouped.apply(x, routing.weights.flatten(), plan, *matrices)
+    return y.type_as(x)
+
+
+def dispatch_one(
+    x: Float[Tensor, "1 d"], routing: Routing, experts: nn.ModuleList
+) -> Float[Tensor, "1 d"]:
+    """The same for one decoded token, which needs no sorting.
+
+    Gradients would be added up in another order than those of the loop.
+    """
+    y = torch.zeros_like(widen(x))
+    chosen = routing.experts[0].tolist()
+    for slot in sorted(range(len(chosen)), key=chosen.__getitem__):
+        if chosen[slot] < len(experts):
+            weight = routing.weights.narrow(1, slot, 1)
+            y = y + experts[chosen[slot]](x) * weight
+    return y.type_as(x)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:

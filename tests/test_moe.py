@@ -11,7 +11,7 @@ from dsarch.config import Config
 from dsarch.dispatch import dispatch_grouped, dispatch_loop
 from dsarch.layers import Linear, SwiGLU
 from dsarch.moe import DeepSeekMoE, SparseMoE
-from dsarch.router import Routing, drop_overflow, top_k
+from dsarch.router import Routing, drop, drop_overflow, top_k
 from tests.conftest import close
 
 CFG = Config(
@@ -88,6 +88,22 @@ def test_grouped_equals_loop_to_the_bit(
         reference="identity: loop over experts",
         code="dsarch.dispatch.dispatch_grouped",
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@torch.no_grad()
+def test_one_token_without_sorting_is_the_same_to_the_bit(dtype):
+    x, _, routing, experts = problem((1, 16, 5, 48, 40), dtype)
+    chosen = routing()
+    assert chosen.experts[0].tolist() != sorted(chosen.experts[0].tolist())
+    wanted = dispatch_loop(x, chosen, experts)
+    assert torch.equal(dispatch.dispatch_one(x, chosen, experts), wanted)
+    assert torch.equal(dispatch_grouped(x, chosen, experts), wanted)
+    for slot in range(5):
+        kept = torch.arange(5)[None] != slot
+        fewer = drop(chosen, kept)
+        wanted = dispatch_loop(x, fewer, experts)
+        assert torch.equal(dispatch_grouped(x, fewer, experts), wanted)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
