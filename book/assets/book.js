@@ -24,13 +24,16 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   wide();
   addEventListener("resize", wide);
-  // what scrolls must be reachable with the keyboard, what does not, need not
-  all("div.math[tabindex]", (element) => {
-    if (element.scrollWidth <= element.clientWidth)
-      element.removeAttribute("tabindex");
-  });
-  all(".cell_output pre, .pst-scrollable-table-container", (element) => {
+  // what scrolls must be reachable with the keyboard, what does not, need not;
+  // which of the two it is can change when the fonts arrive
+  const boxes = "div.math, .cell_output pre, .pst-scrollable-table-container";
+  const reach = () => all(boxes, (element) => {
     if (element.scrollWidth > element.clientWidth)
       element.setAttribute("tabindex", "0");
+    else element.removeAttribute("tabindex");
   });
+  reach();
+  document.fonts.ready.then(reach);
+  addEventListener("load", reach);
+  addEventListener("resize", reach);
 });
