@@ -1,17 +1,19 @@
 """One decoded token of latent attention beside transformers', as ratios.
 
-    python -m benchmarks.mla_decode
+    python -m benchmarks.mla_decode [threads]
 
-Same weights, same context, batch 1, fp32, 2 threads. transformers caches the
+Same weights, same context, batch 1, fp32. transformers caches the
 latent as well but rebuilds every key and value for each token; the absorbed
 form reads the latents themselves.
 """
+
+import sys
 
 import torch
 from transformers import AutoConfig, DynamicCache
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
-from benchmarks.model_speed import compare
+from benchmarks.model_speed import compare, heading
 from dsarch import MLA, Cache, Config
 from dsarch.layers import causal_mask, positions
 from dsarch.rope import phases
@@ -87,8 +89,8 @@ def decode(context: int, rounds: int) -> float:
 
 
 def main() -> None:
-    torch.set_num_threads(2)
-    print(f"{'':26} {'theirs ms':>10} {'dsarch ms':>10} {'ratio':>8}")
+    torch.set_num_threads(int(sys.argv[1]) if sys.argv[1:] else 2)
+    heading()
     for context in (512, 4096):
         decode(context, 31)
 
