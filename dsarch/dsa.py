@@ -53,7 +53,9 @@ class Indexer(nn.Module):
     ) -> Float[Tensor, "b t s"]:
         """Score every cached key ``k`` for every query, visible or not."""
         q = rearrange(self.wq_b(latent), "b t (i m) -> b t i m", i=self.heads)
-        return index_scores(self.turn(q, phase), k, self.weights_proj(x))
+        # In bf16 the weights of the heads would decide other near ties.
+        w = F.linear(widen(x), widen(self.weights_proj.weight))
+        return index_scores(self.turn(q, phase), k, w)
 
     def keys(
         self, x: Float[Tensor, "b t d"], phase: Complex[Tensor, "b t p"]

@@ -312,3 +312,19 @@ def test_the_index_key_is_the_only_one_with_a_layer_norm():
     assert kinds.count(torch.nn.LayerNorm) == 1
     assert isinstance(Indexer(CFG).k_norm, torch.nn.LayerNorm)
     assert Indexer(CFG).k_norm.bias is not None
+
+
+@torch.no_grad()
+def test_head_weights_are_computed_in_fp32():
+    module = layer(dtype=torch.bfloat16)
+    x = text().bfloat16()
+    phase, _ = setting()
+    _, _, latent = module.queries(x, phase)
+    keys = module.indexer.keys(x, phase)
+    found = module.indexer(x, latent, phase, keys)
+    indexer = module.indexer
+    q = indexer.wq_b(latent).unflatten(-1, (9, 16))
+    w = x.double() @ indexer.weights_proj.weight.double().T
+    exact = index_scores(indexer.turn(q, phase), keys, w)
+    assert found.dtype == torch.float32
+    close(found, exact)

@@ -183,10 +183,10 @@ MUTATIONS = [
     Mutation(
         id="14.queries-not-transformed",
         file="dsarch/dsa.py",
-        old="return index_scores(self.turn(q, phase), k, self.weights_proj(x))",
+        old="return index_scores(self.turn(q, phase), k, w)",
         new="kept, self.transform = self.transform, unchanged\n"
         "        q, self.transform = self.turn(q, phase), kept\n"
-        "        return index_scores(q, k, self.weights_proj(x))",
+        "        return index_scores(q, k, w)",
         story="Only the cached keys were spread: products of queries and "
         "keys mean nothing any more.",
         tests=(ALIKE,),
