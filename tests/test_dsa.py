@@ -324,7 +324,7 @@ def test_head_weights_are_computed_in_fp32():
     found = module.indexer(x, latent, phase, keys)
     indexer = module.indexer
     q = indexer.wq_b(latent).unflatten(-1, (9, 16))
-    w = x.double() @ indexer.weights_proj.weight.double().T
+    w = (x.double() @ indexer.weights_proj.weight.double().T).float()
     exact = index_scores(indexer.turn(q, phase), keys, w)
     assert found.dtype == torch.float32
     close(found, exact)
