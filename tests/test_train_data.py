@@ -124,6 +124,7 @@ def test_arithmetic_is_true():
                 left, right = step.split("=")
                 assert sum(map(int, left.split("+"))) == int(right)
     assert corpora.addition(27, 58) == "7+8=15,2+5+1=8;85"
+    assert corpora.addition(95, 905).endswith(",9+0+1=10,0+9+1=10;1000")
     assert corpora.addition(7, 95) == "7+5=12,0+9+1=10;102"
 
 

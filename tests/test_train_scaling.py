@@ -105,6 +105,15 @@ def test_the_fit_finds_the_law():
     assert fit.E == pytest.approx(law.E, rel=1e-4)
 
 
+def test_one_bad_run_does_not_bend_the_fit():
+    """Huber's loss: a run that diverged pulls with a bounded force."""
+    law = scaling.CHINCHILLA_REFITTED
+    n, d, losses = runs(law)
+    losses[13] *= 1.5
+    fit = scaling.fit_chinchilla(n, d, losses)
+    assert fit.exponent == pytest.approx(law.exponent, abs=5e-3)
+
+
 def test_bootstrap_covers_the_law(generator):
     law = scaling.CHINCHILLA_REFITTED
     fits = scaling.bootstrap(

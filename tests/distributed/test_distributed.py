@@ -121,18 +121,16 @@ def test_who_holds_which_stage():
 def test_measured_bytes_follow_the_formula():
     """The command of chapter 11: same losses, shards of the stated size."""
     found = {}
-    for strategy in ("data", "zero1", "zero3"):
+    for strategy in ("data", "zero3"):
         command = ("-m", "dsarch.train", "measure", strategy, "--steps", "2")
         done = launch(2, *command)
         assert done.returncode == 0, done.stderr[-2000:]
         found[strategy] = json.loads(done.stdout.splitlines()[-1])
     losses = [row["losses"] for row in found.values()]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     whole = found["data"]["bytes"]
     shares = {
         strategy: [row["bytes"][k] / whole[k] for k in whole]
         for strategy, row in found.items()
     }
-    assert shares["zero1"] == pytest.approx([1, 1, 0.5], abs=0.01)
     assert shares["zero3"] == pytest.approx([0.5, 0.5, 0.5], abs=0.01)

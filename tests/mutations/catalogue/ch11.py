@@ -134,13 +134,15 @@ MUTATIONS = [
         ),
     ),
     Mutation(
-        id="11.huber-averaged",
+        id="11.squared-misses",
         file="dsarch/train/scaling.py",
         old='reduction="sum", delta=delta)',
-        new='reduction="mean", delta=delta)',
-        story="The fit stops early: its constants are near the start and "
-        "its confidence intervals are absurdly narrow.",
-        tests=("tests/test_train_scaling.py::test_the_fit_finds_the_law",),
+        new='reduction="sum", delta=1.0)',
+        story="One run that diverged bends the whole scaling law towards "
+        "itself.",
+        tests=(
+            "tests/test_train_scaling.py::test_one_bad_run_does_not_bend_the_fit",
+        ),
     ),
     Mutation(
         id="11.kaplan-flops-for-days",
