@@ -109,7 +109,7 @@ class Toy(nn.Module):
 
 def test_vectors_do_not_decay():
     model = Toy()
-    matrices, vectors = optim.weight_decay_groups(model, 0.1)
+    matrices, vectors = optim.weight_decay_groups(model.parameters(), 0.1)
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert {w.ndim for w in matrices["params"]} == {2}
     assert {w.ndim for w in vectors["params"]} == {1}

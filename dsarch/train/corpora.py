@@ -170,20 +170,21 @@ def arithmetic(write: Writer) -> None:
 
 
 def recall(write: Writer) -> None:
-    """Pairs, then questions about them: only attention can answer."""
+    """Pairs, then questions about them: only attention can answer.
+
+    After a key stands its value, two letters, in the list as in the answers:
+    the first letter is what followed the key before.
+    """
     pairs: dict[str, str] = {}
     write.say("{")
     while True:
         key = write.choose(sorted(set("abcdefghijkl") - pairs.keys()))
-        write.say(":")
-        pairs[key] = "".join(write.choose("QRSTUVWX") for _ in range(3))
-        full = len(pairs) == 6
-        more = {",": 0.0 if full else 3.0, "}": 1.0}
-        if write.choose({k: w for k, w in more.items() if w}) == "}":
+        pairs[key] = "".join(write.choose("QRSTUVWXYZ") for _ in range(2))
+        ends = {"}": 1.0} | ({",": 3.0} if len(pairs) < 6 else {})
+        if write.choose(ends) == "}":
             break
-    for _ in pairs:
-        key = write.choose(sorted(pairs))
-        write.say(f"={pairs[key]};")
+    for _ in range(2 * len(pairs)):
+        write.say(pairs[write.choose(sorted(pairs))] + ",")
     write.choose([END])
 
 

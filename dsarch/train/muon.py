@@ -1,10 +1,12 @@
 r"""Muon: momentum made orthogonal, for the matrices of hidden layers."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 Number = int | float
@@ -27,18 +29,17 @@ def orthogonalise(
     X_0 = U / \lVert U \rVert_F$$
 
     Only matrix products, so it runs in bf16; tall matrices are transposed to
-    make $A$ the smaller of the two Gram matrices.
+    make $A$ the smaller of the two Gram matrices. Leading axes are a batch.
     """
-    x = update.to(dtype, copy=True)
-    tall = x.size(0) > x.size(1)
-    x = x.T if tall else x
-    x = x / x.norm().clamp(min=eps)
+    x = update.to(dtype)
+    tall = x.size(-2) > x.size(-1)
+    x = rearrange(x, "... r c -> (...) c r" if tall else "... r c -> (...) r c")
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     for a, b, c in coefficients:
-        gram = x @ x.T
-        x = torch.addmm(
-            x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a
-        )
-    return x.T if tall else x
+        gram = x @ x.mT
+        powers = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, powers, x, beta=a)
+    return (x.mT if tall else x).reshape(update.shape)
 
 
 class Muon(torch.optim.Optimizer):
@@ -85,25 +86,37 @@ class Muon(torch.optim.Optimizer):
         """Update every matrix that has a gradient."""
         loss = evaluate(closure)
         for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is not None:
-                    _muon_update(w, w.grad, self.state[w], group)
+            used = [w for w in group["params"] if w.grad is not None]
+            by_shape = defaultdict(list)
+            for w in used:
+                by_shape[w.shape].append(w)
+            for weights in by_shape.values():
+                states = [self.state[w] for w in weights]
+                _muon_update(weights, states, group)
         return loss
 
 
-def _muon_update(w: Tensor, g: Tensor, state: dict, group: dict) -> None:
-    if not state:
-        state["momentum_buffer"] = torch.zeros_like(g)
+def _muon_update(
+    weights: list[Tensor], states: list[dict], group: dict[str, Any]
+) -> None:
+    """One step of matrices of one shape, orthogonalised as a batch."""
     lr, momentum = float(group["lr"]), group["momentum"]
-    buffer = state["momentum_buffer"].lerp_(g, 1 - momentum)
-    u = g.lerp(buffer, momentum) if group["nesterov"] else buffer
+    gradients: list[Any] = [w.grad for w in weights]
+    for state, g in zip(states, gradients, strict=True):
+        state.setdefault("momentum_buffer", torch.zeros_like(g))
+    buffers = [state["momentum_buffer"] for state in states]
+    torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+    if group["nesterov"]:
+        buffers = list(torch._foreach_lerp(gradients, buffers, momentum))
     coefficients = group["ns_coefficients"]
     if isinstance(coefficients[0], float):
         coefficients = group["ns_steps"] * [coefficients]
-    direction = orthogonalise(u, coefficients, group["eps"])
-    w.mul_(1 - lr * group["weight_decay"])
-    scale = muon_scale(w.size(0), w.size(1), group["adjust_lr_fn"])
-    w.add_(direction, alpha=-lr * scale)
+    update = orthogonalise(torch.stack(buffers), coefficients, group["eps"])
+    torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+    rows, columns = weights[0].shape
+    scale = muon_scale(rows, columns, group["adjust_lr_fn"])
+    directions = update.to(weights[0].dtype).unbind()
+    torch._foreach_add_(weights, directions, alpha=-lr * scale)
 
 
 def muon_scale(rows: int, columns: int, adjust: str | None) -> float:

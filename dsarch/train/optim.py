@@ -2,7 +2,6 @@ r"""AdamW and Muon, parameter groups, clipping by the global norm."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -195,18 +194,16 @@ def _adamw_group(
 
 
 def weight_decay_groups(
-    model: nn.Module, weight_decay: Number
+    weights: Iterable[Tensor], weight_decay: Number
 ) -> list[dict[str, Any]]:
     """Matrices decay; norms, biases and other vectors do not."""
-    weights = [w for w in model.parameters() if w.requires_grad]
-    matrix = [w.ndim > 1 for w in weights]
-    vector = [not yes for yes in matrix]
+    weights = list(weights)
     return [
         {
-            "params": list(compress(weights, matrix)),
+            "params": [w for w in weights if w.ndim > 1],
             "weight_decay": weight_decay,
         },
-        {"params": list(compress(weights, vector)), "weight_decay": 0.0},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
 
 

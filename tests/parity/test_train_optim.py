@@ -156,6 +156,24 @@ def test_muon_is_torchs(shape, nesterov, adjust):
     close(*results)
 
 
+def test_muon_of_many_matrices_is_torchs():
+    """Matrices of one shape go through the products together."""
+    results = []
+    for kind in (optim.Muon, torch.optim.Muon):
+        g = torch.Generator().manual_seed(3)
+        shapes = 3 * [(8, 5)] + 2 * [(5, 8)] + 2 * [(4, 4)]
+        params = [nn.Parameter(torch.randn(x, generator=g)) for x in shapes]
+        optimizer = kind(params, lr=0.05)
+        for step in range(4):
+            for i, w in enumerate(params):
+                grad = torch.randn(w.shape, generator=g)
+                w.grad = None if i == step else grad
+            optimizer.step()
+        results.append(params)
+    for a, b in zip(*results, strict=True):
+        close(a.detach(), b.detach())
+
+
 def test_muon_takes_torchs_arguments():
     ours = inspect.signature(optim.Muon.__init__).parameters
     theirs = inspect.signature(torch.optim.Muon.__init__).parameters

@@ -78,8 +78,9 @@ MUTATIONS = [
     Mutation(
         id="10.muon-heavy-ball",
         file="dsarch/train/muon.py",
-        old='    buffer = state["momentum_buffer"].lerp_(g, 1 - momentum)\n',
-        new='    buffer = state["momentum_buffer"].mul_(momentum).add_(g)\n',
+        old="    torch._foreach_lerp_(buffers, gradients, 1 - momentum)\n",
+        new="    torch._foreach_mul_(buffers, momentum)\n"
+        "    torch._foreach_add_(buffers, gradients)\n",
         story="With Nesterov the newest gradient counts too little, as "
         "the formula in the docstring of a library suggests.",
         tests=(MUON,),
@@ -109,9 +110,9 @@ MUTATIONS = [
     Mutation(
         id="10.norms-decay",
         file="dsarch/train/optim.py",
-        old='        {"params": list(compress(weights, vector)), '
+        old='        {"params": [w for w in weights if w.ndim < 2], '
         '"weight_decay": 0.0},\n',
-        new='        {"params": list(compress(weights, vector)), '
+        new='        {"params": [w for w in weights if w.ndim < 2], '
         '"weight_decay": weight_decay},\n',
         story="The gains of the norms are pulled towards zero and "
         "activations shrink layer by layer.",
