@@ -23,6 +23,7 @@ from dsarch.analysis.plots import (
     lines,
     use_book_style,
 )
+from dsarch.analysis.treemap import squares, treemaps
 
 matplotlib.use("agg")
 
@@ -50,6 +51,10 @@ MAKERS = {
         np.eye(60), xlabel="key", ylabel="query", alt="a large diagonal"
     ),
     "head_sharing": lambda: head_sharing(8, 2),
+    "treemaps": lambda: treemaps(
+        {"stored": {"a": 6, "b": 3, "c": 1}, "used": {"a": 1, "b": 3, "c": 1}},
+        alt="a is most of what is stored",
+    ),
     "flow": lambda: flow(
         {"in": (0, 0), "out": (1, 0)},
         [("in", "out", "W")],
@@ -196,3 +201,19 @@ def test_book_style_is_set_for_own_figures():
         assert matplotlib.rcParams["svg.hashsalt"] == "dsarch"
     finally:
         matplotlib.rcParams.update(before)
+
+
+def test_treemaps_fill_their_box_in_proportion():
+    sizes = [60, 25, 9, 4, 2, 0.5]
+    found = squares(sizes, (0.0, 0.0, 2.0, 1.0))
+    areas = [wide * high for _, _, wide, high in found]
+    assert areas == pytest.approx([2 * x / sum(sizes) for x in sizes])
+    for i, (x, y, wide, high) in enumerate(found):
+        assert -1e-9 <= x and x + wide <= 2 + 1e-9
+        assert -1e-9 <= y and y + high <= 1 + 1e-9
+        for u, v, w, h in found[:i]:
+            across = min(x + wide, u + w) - max(x, u)
+            along = min(y + high, v + h) - max(y, v)
+            assert min(across, along) < 1e-9, "two rectangles overlap"
+    with pytest.raises(ValueError, match="a part of 0"):
+        treemaps({"p": {"a": 1}, "q": {"a": 0}}, alt="nothing")
