@@ -5,12 +5,15 @@
 Same sizes, same tokens, forward, backward, clipping and update; transformers
 has no MTP layer, so ours is left out too. The steps take turns, so that a
 busy machine slows both alike: a figure is the median over rounds of the
-ratio, above one if we are faster. The last line is what MTP adds.
+ratio, above one if we are faster. transformers' experts come in two forms,
+of which whole models take ``grouped_mm``. The last column is our trainer's
+complete step: with MTP, balance loss, Muon, data and measurements.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,9 +21,9 @@ from transformers import AutoConfig, DeepseekV3ForCausalLM
 
 from dsarch import Config, DeepSeek
 from dsarch.mtp import nll
-from dsarch.train.loop import Plan, Trainer
+from dsarch.train import pretrain
+from dsarch.train.fast import fuse
 from dsarch.train.optim import AdamW, clip_grad_norm
-from dsarch.train.pretrain import corpus
 
 FIELDS = (
     "vocab_size hidden_size num_hidden_layers max_position_embeddings "
@@ -54,6 +57,7 @@ def theirs(cfg: Config, form: str) -> Callable[[torch.Tensor], None]:
 
 def ours(cfg: Config) -> Callable[[torch.Tensor], None]:
     model = DeepSeek(cfg)
+    fuse(model)
     optimizer = AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step(tokens: torch.Tensor) -> None:
@@ -66,25 +70,30 @@ def ours(cfg: Config) -> Callable[[torch.Tensor], None]:
 
 
 def complete(rows: int, length: int) -> Callable[[torch.Tensor], None]:
-    """The trainer's whole step: MTP, balance, data, measurements."""
-    model = DeepSeek(Config())
-    plan = Plan(steps=10**6, rate=lambda step: 1e-3)
-    optimizer = AdamW(model.parameters(), fused=True)
-    run = Trainer(model, [optimizer], corpus(0, rows, length), plan)
+    """A step of the command that trains the tiny model."""
+    data = pretrain.corpus(0, rows, length)
+    run = pretrain.trainer(pretrain.plan(10**6), data=data)
     return lambda tokens: run.train_step()
 
 
-def medians(
+def seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Time on the clock and time of the processor."""
+    start = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def compare(
     steps: dict[str, Callable], tokens: torch.Tensor, rounds: int
 ) -> dict[str, torch.Tensor]:
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    """Seconds of each step, ``[round, (clock, processor)]``."""
+    taken: dict[str, list] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step(tokens)
+            both = seconds(partial(step, tokens))
             if turn > 1:
-                taken[name].append(time.perf_counter() - start)
-    return {name: torch.tensor(times) for name, times in taken.items()}
+                taken[name].append(both)
+    return {name: torch.tensor(rows) for name, rows in taken.items()}
 
 
 def main() -> None:
@@ -96,7 +105,11 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     cfg = Config(num_nextn_predict_layers=0)
-    print(f"{arguments.threads} threads, fp32, median of {rounds} rounds")
+    print(
+        f"{arguments.threads} threads, fp32, median of {rounds} rounds: time "
+        "of each step / time of ours, on the clock (of the processor)\n\n"
+        "            tokens/s     grouped_mm          eager        trainer"
+    )
     for rows, length in ((16, 128), (8, 256), (32, 128)):
         steps = {
             "ours": ours(cfg),
@@ -105,17 +118,14 @@ def main() -> None:
             "trainer": complete(rows, length),
         }
         tokens = torch.randint(0, 256, (rows, length))
-        times = medians(steps, tokens, rounds)
-        own = times["ours"]
-        ratio = {k: (v / own).median().item() for k, v in times.items()}
-        speed = rows * length / own.median().item()
-        print(
-            f"{rows:3} x {length}: ours {speed:7.0f} tokens/s; transformers "
-            f"grouped_mm takes {ratio['grouped_mm']:.2f}, eager "
-            f"{ratio['eager']:.2f} times as long; our whole step with MTP "
-            f"{ratio['trainer']:.2f}",
-            flush=True,
-        )
+        times = compare(steps, tokens, rounds)
+        own = times.pop("ours")
+        speed = rows * length / own[:, 0].median().item()
+        line = f"{rows:4} x {length}{speed:11.0f}"
+        for taken in times.values():
+            clock, cpu = (taken / own).median(0).values.tolist()
+            line += f"{clock:8.2f} ({cpu:4.2f})"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

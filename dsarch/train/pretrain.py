@@ -13,6 +13,7 @@ from dsarch.config import Config
 from dsarch.model import DeepSeek
 from dsarch.train import schedule
 from dsarch.train.data import Corpus
+from dsarch.train.fast import fuse
 from dsarch.train.loop import Plan, Trainer
 from dsarch.train.loss import evaluate
 from dsarch.train.monitor import read_metrics
@@ -60,6 +61,7 @@ def trainer(
     """A trainer of the tiny model, ready to run or to be resumed."""
     generator = torch.Generator().manual_seed(seed)
     model = DeepSeek(cfg or Config(), generator)
+    fuse(model)
     return Trainer(model, optimizers(model), data or corpus(seed), plan, folder)
 
 
