@@ -22,7 +22,9 @@ from dsarch.teaching.explorers import (
     absorption_dial,
     base,
     fp8,
+    group_advantage,
     head_map,
+    kl_estimators,
     kv_cache,
     parameters,
     rotation,
@@ -38,7 +40,20 @@ from dsarch.teaching.explorers.fp8 import (
     neighbours,
     scale_for,
 )
+from dsarch.teaching.explorers.group_advantage import (
+    loss,
+    normalised,
+    slope,
+    weight,
+)
 from dsarch.teaching.explorers.head_map import cache_bytes, kv_head, sharers
+from dsarch.teaching.explorers.kl_estimators import (
+    KINDS,
+    divergence,
+    estimates,
+    moments,
+    pull,
+)
 from dsarch.teaching.explorers.kv_cache import bytes_per_token, model
 from dsarch.teaching.explorers.parameters import groups, models
 from dsarch.teaching.explorers.rotation import (
@@ -68,6 +83,8 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "fp8": fp8,
     "parameters": parameters,
     "routing": routing,
+    "group_advantage": group_advantage,
+    "kl_estimators": kl_estimators,
 }
 CASES = 250
 TOLERANCE = 1e-6
@@ -231,6 +248,21 @@ def routed(draw: random.Random) -> list:
     return [scores, bias, grouping, keep, draw.randint(1, open_)]
 
 
+def moved(draw: random.Random) -> list[float]:
+    """Ratio, advantage and both clips of one token."""
+    ratio, advantage = 0.05 + 3 * draw.random(), draw.gauss(0, 1)
+    return [ratio, advantage, 0.6 * draw.random(), 0.6 * draw.random()]
+
+
+def pair(draw: random.Random) -> list[list[int]]:
+    """Two distributions over three tokens, as weights."""
+    return [[draw.randint(1, 99) for _ in range(3)] for _ in range(2)]
+
+
+def estimator(draw: random.Random) -> list:
+    return [*pair(draw), draw.choice(KINDS)]
+
+
 Formula = tuple[Callable[..., Any], Callable[[random.Random], list]]
 FORMULAS: dict[tuple[str, str], Formula] = {
     ("kv_cache", "kvElements"): (
@@ -327,6 +359,30 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         violation,
         lambda d: [[d.randrange(500) + 1 for _ in range(size(d, 64, 2))]],
     ),
+    ("group_advantage", "advantages"): (
+        normalised,
+        lambda d: [
+            [d.choice([0, 0.5, 1, d.random()]) for _ in range(4)],
+            d.choice(["group", "none"]),
+        ],
+    ),
+    ("group_advantage", "loss"): (loss, moved),
+    ("group_advantage", "slope"): (
+        slope,
+        lambda d: [*moved(d), d.random() < 0.5],
+    ),
+    ("group_advantage", "weight"): (
+        weight,
+        lambda d: [
+            [size(d, 8) for _ in range(4)],
+            d.choice(["sequence", "token", "constant"]),
+            size(d, 64, 8),
+        ],
+    ),
+    ("kl_estimators", "divergence"): (divergence, pair),
+    ("kl_estimators", "estimates"): (estimates, estimator),
+    ("kl_estimators", "moments"): (moments, estimator),
+    ("kl_estimators", "pull"): (pull, estimator),
     ("fp8", "decode"): (decode, finite_code),
     ("fp8", "encode"): (encode, number),
     ("fp8", "neighbours"): (neighbours, number),
@@ -468,6 +524,8 @@ def test_numbers_in_the_fallback_table():
     assert "<td>9,160,359,936</td>" in absorption_dial().html
     assert "<td>0.0055</td>" in rotation().html
     assert "<td>0.3125</td>" in fp8().html
+    assert "<td>-1.305</td>" in group_advantage().html
+    assert "<td>0.2655</td>" in kl_estimators().html
     assert "<td>671,026,419,200</td>" in parameters().html
     assert models()["DeepSeekMoE-16B"][1] == 16_375_728_128
 
@@ -494,6 +552,7 @@ def test_text_of_the_reader_cannot_break_out():
         (lambda: absorption_dial(model="V9"), "'V9' is none of"),
         (lambda: rotation(Config()), "no rope_scaling"),
         (lambda: parameters("V9"), "'V9' is none of"),
+        (lambda: group_advantage("ppo"), "'ppo' is none of"),
         (lambda: fp8("tensor"), "'tensor', expected 'number' or 'matrix'"),
     ],
 )

@@ -9,7 +9,9 @@ from book.browser import FLAGS, chromium
 from dsarch.teaching.explorers import (
     absorption_dial,
     fp8,
+    group_advantage,
     head_map,
+    kl_estimators,
     kv_cache,
     parameters,
     rotation,
@@ -32,6 +34,8 @@ MAKERS = {
     "parameters": parameters,
     "routing": routing,
     "fp8": fp8,
+    "group_advantage": group_advantage,
+    "kl_estimators": kl_estimators,
     "fp8_matrix": lambda: fp8("matrix"),
 }
 DARK = {

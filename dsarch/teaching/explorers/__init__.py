@@ -35,7 +35,9 @@ returning an :class:`Answer`; ``ValueError`` becomes a sentence.
 from dsarch.teaching.explorers.absorption_dial import absorption_dial
 from dsarch.teaching.explorers.base import Explorer
 from dsarch.teaching.explorers.fp8 import fp8
+from dsarch.teaching.explorers.group_advantage import group_advantage
 from dsarch.teaching.explorers.head_map import head_map
+from dsarch.teaching.explorers.kl_estimators import kl_estimators
 from dsarch.teaching.explorers.kv_cache import kv_cache
 from dsarch.teaching.explorers.live import Answer, Panel
 from dsarch.teaching.explorers.live_fp8 import live_fp8
@@ -51,7 +53,9 @@ __all__ = [
     "Panel",
     "absorption_dial",
     "fp8",
+    "group_advantage",
     "head_map",
+    "kl_estimators",
     "kv_cache",
     "live_fp8",
     "live_kv_cache",
