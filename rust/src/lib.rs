@@ -1,0 +1,30 @@
+//! The DeepSeek architecture in Rust: the twin of the Python package.
+//!
+//! Modules and functions carry the names that they have in Python, formulas
+//! the same einsum strings. There are no dependencies, so everything that a
+//! formula stands on can be read here. Shapes that do not fit are a mistake
+//! of the caller and panic with both sizes; files are not to be trusted and
+//! give an [`Error`].
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod attention;
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+pub mod einsum;
+pub mod error;
+pub mod json;
+pub mod layers;
+pub mod mla;
+pub mod released;
+pub mod rope;
+pub mod safetensors;
+pub mod tensor;
+
+pub use cache::Cache;
+pub use config::Config;
+pub use einsum::einsum;
+pub use error::{Error, Result};
+pub use tensor::Tensor;
