@@ -7,6 +7,7 @@ import numpy as np
 
 from dsarch.analysis.plots import COLOURS, Figure, canvas, in_style
 from dsarch.attention import head_map as readers
+from dsarch.train.timeline import Slot, Timeline
 
 # Almost black and white: pure ones would follow the theme of the page.
 INK, PAPER = "#101010", "#fbfbfb"
@@ -160,3 +161,66 @@ def _arrow(
         at = ((x0 + x1) / 2, (y0 + y1) / 2)
         pad = {"facecolor": "#ffffff", "edgecolor": "none", "pad": 1.5}
         ax.text(*at, words, size=8.5, ha="center", va="center", bbox=pad)
+
+
+SHADES = {"F": (0, ""), "B": (1, ""), "I": (3, "..."), "W": (2, "xx")}
+WORDS = {"F": "forward", "B": "backward", "I": "input", "W": "weights"}
+
+
+@in_style
+def gantt(
+    timelines: Mapping[str, Timeline], *, alt: str, length: float | None = None
+) -> Figure:
+    """Schedules below each other: a row for each device, time to the right.
+
+    Blocks carry the number of their micro-batch where there is room; white
+    is waiting. All share one time axis of at least ``length``.
+    """
+    ends = [line.makespan for line in timelines.values()]
+    end = max([*ends, length or 0.0])
+    rows = [line.devices for line in timelines.values()]
+    fig, axes = canvas(len(rows), 1, (7.2, 0.62 * len(rows) + 0.2 * sum(rows)))
+    kinds: set[str] = set()
+    for ax, (name, line) in zip(np.ravel(axes), timelines.items(), strict=True):
+        ax.set(xlim=(0, end), ylim=(line.devices, 0), title=name)
+        ax.set_yticks(np.arange(line.devices) + 0.5, range(line.devices))
+        ax.tick_params(length=0)
+        ax.grid(visible=False)
+        for slot in line.slots:
+            _slot(ax, slot, 7.2 * 72 / end)
+            kinds |= {op.kind for op in slot.item}
+    np.ravel(axes)[-1].set_xlabel("time, rows are devices")
+    _key(np.ravel(axes)[0], [kind for kind in "FBIW" if kind in kinds])
+    return Figure(fig, alt)
+
+
+def _key(ax: Any, kinds: Sequence[str]) -> None:
+    """Names of the kinds of work, right of the title."""
+    for kind in kinds:
+        number, hatch = SHADES[kind]
+        look = {"hatch": hatch, "edgecolor": PAPER, "label": WORDS[kind]}
+        ax.barh([-9], [0], color=COLOURS[number], **look)
+    ax.legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 0.95), fontsize=8)
+
+
+def _slot(ax: Any, slot: Slot, points: float) -> None:
+    """A block; a pair lies in two halves above each other."""
+    high = 1 / len(slot.item)
+    for i, op in enumerate(slot.item):
+        number, hatch = SHADES[op.kind]
+        bar = ax.barh(
+            slot.device + i * high,
+            slot.end - slot.start,
+            high,
+            left=slot.start,
+            align="edge",
+            color=COLOURS[number],
+            hatch=hatch,
+            linewidth=0.6,
+        )
+        bar[0].set_edgecolor(PAPER)
+        wide = (slot.end - slot.start) * points > 11
+        if wide and len(slot.item) == 1 and not hatch:
+            middle = (slot.start + slot.end) / 2, slot.device + 0.53
+            look = {"ha": "center", "va": "center", "size": 7}
+            ax.text(*middle, str(op.micro), color=PAPER, **look)

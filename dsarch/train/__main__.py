@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dsarch.train import measure, pretrain
+from dsarch.train import distributed, measure, pretrain
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -37,9 +37,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="the finished weights; replaced only when the run is complete",
     )
     second = commands.add_parser(
-        "measure", help="bytes per rank of a strategy; run it by torchrun"
+        "measure", help="bytes per rank of strategies; run it by torchrun"
     )
-    second.add_argument("strategy", choices=measure.STRATEGIES)
+    second.add_argument("strategy", choices=measure.STRATEGIES, nargs="+")
     second.add_argument("--steps", type=int, default=3)
     return parser.parse_args(words)
 
@@ -48,9 +48,11 @@ def main(words: list[str] | None = None) -> None:
     """Train, or go on where a killed run stopped, and write the weights."""
     given = arguments(words)
     if given.command == "measure":
-        found = measure.measure(given.strategy, given.steps)
-        if dist.get_rank() == 0:
-            print(json.dumps(found))
+        ranks = distributed.start()
+        for strategy in given.strategy:
+            found = measure.measure(strategy, ranks, given.steps)
+            if ranks.rank == 0:
+                print(json.dumps(found))
         dist.destroy_process_group()
         return
     torch.set_num_threads(given.threads)

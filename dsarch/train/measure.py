@@ -15,7 +15,9 @@ from dsarch.train.optim import AdamW
 STRATEGIES = ("data", "zero1", "zero2", "zero3")
 
 
-def measure(strategy: str, steps: int = 3, seed: int = 0) -> dict[str, Any]:
+def measure(
+    strategy: str, ranks: Ranks, steps: int = 3, seed: int = 0
+) -> dict[str, Any]:
     """Train the tiny model under a strategy, on all ranks of a launch.
 
     The losses do not depend on the strategy. ``bytes`` are those of the rank
@@ -24,7 +26,6 @@ def measure(strategy: str, steps: int = 3, seed: int = 0) -> dict[str, Any]:
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is none of {STRATEGIES}")
-    ranks = distributed.start()
     run = _trainer(strategy, steps, seed, ranks)
     weights, [optimizer] = list(run.model.parameters()), run.optimizers
     gradients: list[int] = []

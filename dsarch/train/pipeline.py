@@ -174,3 +174,22 @@ SCHEDULES: dict[str, Callable[[int, int], Program]] = {
     "dualpipe": dualpipe,
     "dualpipe_v": dualpipe_v,
 }
+
+
+def bubble(
+    name: str, stages: int, times: Times | None = None, chunks: int = 1
+) -> float:
+    r"""The closed formula for the idle time of a device.
+
+    GPipe and 1F1B $(p-1)(F+B)$, interleaved that over $v$, ZB-H1
+    $(p-1)(F+B-2W)$, DualPipe $(p/2-1)(F\&B+B-3W)$. Source: the V3 report,
+    table 2. Raises ``ValueError`` for a schedule without a formula.
+    """
+    f, b, w, pair = times or Times()
+    if name.startswith("dualpipe"):
+        return (stages / 2 - 1) * (pair + b - 3 * w)
+    if name == "zero_bubble":
+        return (stages - 1) * (f + b - 2 * w)
+    if name not in ("gpipe", "1f1b", "interleaved"):
+        raise ValueError(f"no formula for the schedule {name!r}")
+    return (stages - 1) * (f + b) / chunks
