@@ -73,6 +73,46 @@ impl RMSNorm {
     }
 }
 
+/// Centre each vector, divide it by its deviation, weigh and shift it.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// Take `name.weight` and `name.bias` of shape `[width]`.
+    pub fn load(
+        weights: &mut Weights,
+        name: &str,
+        width: usize,
+        eps: f64,
+    ) -> Result<Self> {
+        let mut own = weights.at(name);
+        let weight = own.take("weight", &[width])?;
+        let bias = own.take("bias", &[width])?;
+        own.done()?;
+        Ok(Self { weight, bias, eps: eps as f32 })
+    }
+
+    /// Norm every vector along the last axis.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let mut y = x.clone();
+        for row in y.data.chunks_exact_mut(x.width()) {
+            let n = row.len() as f32;
+            let mean = row.iter().sum::<f32>() / n;
+            row.iter_mut().for_each(|x| *x -= mean);
+            let variance = row.iter().map(|x| x * x).sum::<f32>() / n;
+            let size = (variance + self.eps).sqrt();
+            let maps = self.weight.data.iter().zip(&self.bias.data);
+            let pairs = row.iter_mut().zip(maps);
+            pairs.for_each(|(x, (w, b))| *x = *x / size * w + b);
+        }
+        y
+    }
+}
+
 // ANCHOR: SwiGLU
 /// The gated MLP, dense layer and expert alike.
 #[derive(Clone, Debug)]

@@ -10,21 +10,34 @@
 #![warn(missing_docs)]
 
 pub mod attention;
+pub mod balance;
+pub mod block;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+pub mod dispatch;
+pub mod dsa;
 pub mod einsum;
 pub mod error;
+pub mod generate;
 pub mod json;
 pub mod layers;
 pub mod mla;
+pub mod model;
+pub mod moe;
+pub mod mtp;
 pub mod released;
 pub mod rope;
+pub mod router;
 pub mod safetensors;
+pub mod sampling;
+pub mod special;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use cache::Cache;
 pub use config::Config;
 pub use einsum::einsum;
 pub use error::{Error, Result};
+pub use model::DeepSeek;
 pub use tensor::Tensor;
