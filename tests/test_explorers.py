@@ -15,22 +15,42 @@ import torch
 
 from dsarch import rope
 from dsarch.analysis import count
+from dsarch.analysis.speculation import (
+    best_drafts,
+    speedup,
+    tokens_per_pass,
+)
 from dsarch.config import Config, Yarn
 from dsarch.moe import DeepSeekMoE
+from dsarch.post.dpo import VARIANTS
 from dsarch.teaching.explorers import (
     Explorer,
     absorption_dial,
     base,
+    cost,
+    dpo_margins,
     fp8,
     group_advantage,
     head_map,
     kl_estimators,
     kv_cache,
+    memory_planner,
     parameters,
+    pipeline_editor,
     rotation,
     routing,
+    scaling_planner,
+    schedule_designer,
+    temperature,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
+from dsarch.teaching.explorers.cost import (
+    attention_flops,
+    even,
+    pair_flops,
+    step_of,
+)
+from dsarch.teaching.explorers.dpo_margins import pair_loss, rewards
 from dsarch.teaching.explorers.fp8 import (
     GRAINS,
     decode,
@@ -55,7 +75,14 @@ from dsarch.teaching.explorers.kl_estimators import (
     pull,
 )
 from dsarch.teaching.explorers.kv_cache import bytes_per_token, model
+from dsarch.teaching.explorers.memory_planner import (
+    device,
+    inputs,
+    state,
+    traffic,
+)
 from dsarch.teaching.explorers.parameters import groups, models
+from dsarch.teaching.explorers.pipeline_editor import NAMES, measured
 from dsarch.teaching.explorers.rotation import (
     plain,
     ramp_range,
@@ -72,6 +99,21 @@ from dsarch.teaching.explorers.routing import (
     weights,
     worth,
 )
+from dsarch.teaching.explorers.scaling_planner import (
+    LAWS,
+    hours,
+    optimum,
+)
+from dsarch.teaching.explorers.scaling_planner import loss as law_loss
+from dsarch.teaching.explorers.schedule_designer import rate, reusable
+from dsarch.teaching.explorers.speculation import keep
+from dsarch.teaching.explorers.temperature import (
+    backward,
+    bare,
+    gradient,
+    soften,
+)
+from dsarch.train import pipeline, scaling, schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "tests" / "explorers"
@@ -80,11 +122,18 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "head_map": head_map,
     "absorption_dial": absorption_dial,
     "rotation": rotation,
+    "cost": cost,
+    "dpo_margins": dpo_margins,
     "fp8": fp8,
     "parameters": parameters,
+    "memory_planner": memory_planner,
+    "pipeline_editor": pipeline_editor,
     "routing": routing,
     "group_advantage": group_advantage,
+    "schedule_designer": schedule_designer,
+    "scaling_planner": scaling_planner,
     "kl_estimators": kl_estimators,
+    "temperature": temperature,
 }
 CASES = 250
 TOLERANCE = 1e-6
@@ -263,6 +312,80 @@ def estimator(draw: random.Random) -> list:
     return [*pair(draw), draw.choice(KINDS)]
 
 
+def drafting(draw: random.Random) -> list[float]:
+    """A chance, a number of drafts and two costs."""
+    costs = [0.5 * draw.random(), draw.random()]
+    return [draw.random(), draw.randrange(17), *costs]
+
+
+def logits(draw: random.Random) -> list[float]:
+    return [draw.gauss(0, 3) for _ in range(5)]
+
+
+def pair_of_logits(draw: random.Random) -> list:
+    return [logits(draw), logits(draw), 0.25 * 64 ** draw.random()]
+
+
+def recipe(draw: random.Random) -> list[float]:
+    return [draw.choice([1, 2, 4]) for _ in range(3)]
+
+
+def layout(draw: random.Random) -> list:
+    expert = size(draw, 64)
+    ways = [expert * size(draw, 32), size(draw, 32), size(draw, 8), expert]
+    last = [draw.randrange(4), recipe(draw), draw.choice([1, 2])]
+    return [10.0**11 * draw.random(), 10.0**12 * draw.random(), *ways, *last]
+
+
+def pipe(draw: random.Random) -> list:
+    """A schedule that can run, with times of its own."""
+    name = draw.choice(NAMES)
+    stages = size(draw, 12, 2)
+    micros = size(draw, 16, 2)
+    if name == "interleaved":
+        micros = stages * draw.choice([1, 2, 3])
+    if name == "dualpipe":
+        stages += stages % 2
+        micros = 2 * (stages + draw.randrange(5))
+    f, b = 0.25 * size(draw, 16), 0.25 * size(draw, 32)
+    times = [f, b, b * draw.random(), (f + b) * (0.5 + draw.random() / 2)]
+    return [name, stages, micros, draw.choice([2, 3, 4]), times]
+
+
+def sparse_sizes(draw: random.Random, most: int = 128) -> list[int]:
+    """Heads, latent, rotary part, index heads and their width."""
+    heads, rank = size(draw, 256, 4), size(draw, 2048, 64)
+    rotary = 2 * size(draw, 32)
+    return [heads, rank, rotary, size(draw, most), rotary + size(draw, 64)]
+
+
+def preference(draw: random.Random) -> list:
+    """A loss, four log-probabilities, beta, smoothing and two lengths."""
+    sums = [-60 * draw.random() ** 2 for _ in range(4)]
+    lengths = [size(draw, 64), size(draw, 64)]
+    beta, smoothing = 10 ** draw.uniform(-2, 0.7), 0.01 + 0.4 * draw.random()
+    return [draw.choice(list(VARIANTS)), sums, beta, smoothing, lengths]
+
+
+def scheduled(draw: random.Random) -> list:
+    """A schedule of some length, at a step inside or beyond it."""
+    total = size(draw, 5000, 20)
+    warm = draw.randrange(total // 4)
+    tail = draw.randint(1, total // 2)
+    kinds = ["constant", "linear", "cosine", "wsd", "multi-step"]
+    shapes = ["linear", "cosine", "sqrt", "square", "exponential"]
+    head = [draw.choice(kinds), draw.randrange(2 * total), total, warm, tail]
+    return [*head, 0.01 + 0.9 * draw.random(), draw.choice(shapes)]
+
+
+def law(draw: random.Random) -> list[float]:
+    return list(draw.choice(list(LAWS.values())))
+
+
+def budget(draw: random.Random) -> float:
+    return 10 ** draw.uniform(15, 27)
+
+
 Formula = tuple[Callable[..., Any], Callable[[random.Random], list]]
 FORMULAS: dict[tuple[str, str], Formula] = {
     ("kv_cache", "kvElements"): (
@@ -348,6 +471,43 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         math.comb,
         lambda d: [n := size(d, 300), d.randint(1, min(n, 40))],
     ),
+    ("memory_planner", "stateBytes"): (
+        state,
+        lambda d: [size(d, 10**12), size(d, 4096), d.randrange(4), recipe(d)],
+    ),
+    ("memory_planner", "deviceBytes"): (device, layout),
+    ("memory_planner", "inputBytes"): (
+        inputs,
+        lambda d: [size(d, 10**5), *(size(d, 99) for _ in range(5))],
+    ),
+    ("memory_planner", "trafficBytes"): (
+        traffic,
+        lambda d: [size(d, 10**12), d.randrange(4), d.choice([1, 2, 4])],
+    ),
+    ("pipeline_editor", "measured"): (measured, pipe),
+    ("pipeline_editor", "bubble"): (
+        lambda n, p, v, t: pipeline.bubble(
+            n, p, pipeline.Times(*t), v if n == "interleaved" else 1
+        ),
+        lambda d: [(a := pipe(d))[0], a[1], a[3], a[4]],
+    ),
+    ("cost", "pairFlops"): (pair_flops, sparse_sizes),
+    ("cost", "attentionFlops"): (
+        attention_flops,
+        lambda d: [*sparse_sizes(d), size(d, 65536), size(d, 2**18)],
+    ),
+    ("cost", "even"): (
+        even,
+        lambda d: [*sparse_sizes(d, most=3), size(d, 65536)],
+    ),
+    ("cost", "step"): (
+        step_of,
+        lambda d: [
+            cost().data["model"],
+            cost().data["sizes"],
+            *(size(d, n) for n in (65536, 2**18, 4096)),
+        ],
+    ),
     ("routing", "groupScores"): (worth, token),
     ("routing", "keptGroups"): (kept, limited),
     ("routing", "chosen"): (chosen, routed),
@@ -383,6 +543,55 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("kl_estimators", "estimates"): (estimates, estimator),
     ("kl_estimators", "moments"): (moments, estimator),
     ("kl_estimators", "pull"): (pull, estimator),
+    ("speculation", "tokensPerPass"): (
+        tokens_per_pass,
+        lambda d: [d.random(), d.randrange(20)],
+    ),
+    ("speculation", "speedup"): (speedup, drafting),
+    ("speculation", "bestDrafts"): (
+        best_drafts,
+        lambda d: [*(drafting(d)[i] for i in (0, 2, 3)), d.randint(1, 16)],
+    ),
+    ("speculation", "keep"): (keep, lambda d: [d.random(), d.random()]),
+    ("dpo_margins", "pairLoss"): (pair_loss, preference),
+    ("dpo_margins", "rewards"): (rewards, lambda d: preference(d)[1:3]),
+    ("schedule_designer", "rate"): (rate, scheduled),
+    ("schedule_designer", "reusable"): (
+        reusable,
+        lambda d: [(a := scheduled(d))[0], *a[2:5]],
+    ),
+    ("schedule_designer", "v3Rate"): (
+        schedule.v3_by_tokens,
+        lambda d: [14.8e12 * d.random()],
+    ),
+    ("schedule_designer", "v3Batch"): (
+        schedule.batch_ramp,
+        lambda d: [1e12 * d.random()],
+    ),
+    ("scaling_planner", "loss"): (
+        law_loss,
+        lambda d: [10 ** d.uniform(6, 13), 10 ** d.uniform(6, 14), law(d)],
+    ),
+    ("scaling_planner", "optimum"): (
+        optimum,
+        lambda d: [budget(d), law(d)],
+    ),
+    ("scaling_planner", "deepseekRate"): (
+        scaling.deepseek_rate,
+        lambda d: [budget(d)],
+    ),
+    ("scaling_planner", "deepseekBatch"): (
+        scaling.deepseek_batch,
+        lambda d: [budget(d)],
+    ),
+    ("scaling_planner", "deepseekOptimum"): (
+        lambda c: list(scaling.deepseek_optimum(c)),
+        lambda d: [budget(d)],
+    ),
+    ("scaling_planner", "hours"): (
+        hours,
+        lambda d: [budget(d), 1e15, 0.01 + d.random()],
+    ),
     ("fp8", "decode"): (decode, finite_code),
     ("fp8", "encode"): (encode, number),
     ("fp8", "neighbours"): (neighbours, number),
@@ -434,6 +643,10 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         score,
         lambda d: [vector(d), vector(d), *positions(d)],
     ),
+    ("temperature", "soften"): (soften, lambda d: pair_of_logits(d)[1:]),
+    ("temperature", "divergence"): (bare, pair_of_logits),
+    ("temperature", "reverse"): (backward, pair_of_logits),
+    ("temperature", "gradient"): (gradient, pair_of_logits),
 }
 
 
@@ -526,6 +739,8 @@ def test_numbers_in_the_fallback_table():
     assert "<td>0.3125</td>" in fp8().html
     assert "<td>-1.305</td>" in group_advantage().html
     assert "<td>0.2655</td>" in kl_estimators().html
+    assert "<td>0.550</td>" in schedule_designer().html
+    assert "<td>18.4</td>" in scaling_planner().html
     assert "<td>671,026,419,200</td>" in parameters().html
     assert models()["DeepSeekMoE-16B"][1] == 16_375_728_128
 
@@ -552,7 +767,9 @@ def test_text_of_the_reader_cannot_break_out():
         (lambda: absorption_dial(model="V9"), "'V9' is none of"),
         (lambda: rotation(Config()), "no rope_scaling"),
         (lambda: parameters("V9"), "'V9' is none of"),
+        (lambda: temperature("warm"), "scene 'warm' is none of"),
         (lambda: group_advantage("ppo"), "'ppo' is none of"),
+        (lambda: dpo_margins("ppo"), "'ppo' is none of"),
         (lambda: fp8("tensor"), "'tensor', expected 'number' or 'matrix'"),
     ],
 )

@@ -8,14 +8,20 @@ import pytest
 from book.browser import FLAGS, chromium
 from dsarch.teaching.explorers import (
     absorption_dial,
+    dpo_margins,
     fp8,
     group_advantage,
     head_map,
     kl_estimators,
     kv_cache,
+    memory_planner,
     parameters,
+    pipeline_editor,
     rotation,
     routing,
+    scaling_planner,
+    schedule_designer,
+    speculation,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -32,7 +38,13 @@ MAKERS = {
     "absorption_dial": absorption_dial,
     "rotation": rotation,
     "parameters": parameters,
+    "memory_planner": memory_planner,
+    "pipeline_editor": pipeline_editor,
     "routing": routing,
+    "speculation": speculation,
+    "scaling_planner": scaling_planner,
+    "schedule_designer": schedule_designer,
+    "dpo_margins": dpo_margins,
     "fp8": fp8,
     "group_advantage": group_advantage,
     "kl_estimators": kl_estimators,

@@ -34,6 +34,8 @@ returning an :class:`Answer`; ``ValueError`` becomes a sentence.
 
 from dsarch.teaching.explorers.absorption_dial import absorption_dial
 from dsarch.teaching.explorers.base import Explorer
+from dsarch.teaching.explorers.cost import cost
+from dsarch.teaching.explorers.dpo_margins import dpo_margins
 from dsarch.teaching.explorers.fp8 import fp8
 from dsarch.teaching.explorers.group_advantage import group_advantage
 from dsarch.teaching.explorers.head_map import head_map
@@ -43,15 +45,23 @@ from dsarch.teaching.explorers.live import Answer, Panel
 from dsarch.teaching.explorers.live_fp8 import live_fp8
 from dsarch.teaching.explorers.live_kv_cache import live_kv_cache
 from dsarch.teaching.explorers.live_routing import live_routing
+from dsarch.teaching.explorers.memory_planner import memory_planner
 from dsarch.teaching.explorers.parameters import parameters
+from dsarch.teaching.explorers.pipeline_editor import pipeline_editor
 from dsarch.teaching.explorers.rotation import rotation
 from dsarch.teaching.explorers.routing import routing
+from dsarch.teaching.explorers.scaling_planner import scaling_planner
+from dsarch.teaching.explorers.schedule_designer import schedule_designer
+from dsarch.teaching.explorers.speculation import speculation
+from dsarch.teaching.explorers.temperature import temperature
 
 __all__ = [
     "Answer",
     "Explorer",
     "Panel",
     "absorption_dial",
+    "cost",
+    "dpo_margins",
     "fp8",
     "group_advantage",
     "head_map",
@@ -60,7 +70,13 @@ __all__ = [
     "live_fp8",
     "live_kv_cache",
     "live_routing",
+    "memory_planner",
     "parameters",
+    "pipeline_editor",
     "rotation",
     "routing",
+    "scaling_planner",
+    "schedule_designer",
+    "speculation",
+    "temperature",
 ]
