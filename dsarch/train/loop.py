@@ -1,6 +1,7 @@
 r"""One trainer: accumulation, clipping, schedule, balance, resumable state."""
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,9 @@ from dsarch.train.monitor import (
     check_finite,
 )
 from dsarch.train.optim import clip_grad_norm
+
+# Norms under autocast keep fp32 weights: exact, only not torch's fused form.
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
 
 Schedule = Callable[[int], float]
 Counts = dict[Router, Tensor]
