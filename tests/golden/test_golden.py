@@ -6,11 +6,13 @@ from safetensors.torch import load_file
 
 from dsarch.attention import GroupedQueryAttention
 from dsarch.cache import Cache
+from dsarch.checkpoint import load_checkpoint
+from dsarch.generate import generate
 from dsarch.layers import causal_mask, positions
 from dsarch.mla import MLA, absorbed
 from dsarch.rope import phases
-from tests.conftest import close
-from tests.golden import vectors
+from tests.conftest import TOL, close
+from tests.golden import models, vectors
 from tests.golden.write import FOLDER, path, table
 
 SAME = 1e-6  # what the order of a sum may change on another machine
@@ -35,6 +37,31 @@ def test_the_files_are_not_stale(name: str) -> None:
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
+def test_the_whole_model_is_not_stale() -> None:
+    stored = load_checkpoint(FOLDER / "model").state_dict()
+    made = models.whole().state_dict()
+    assert differing(made, stored) == [], "run make golden"
+
+
+@pytest.mark.parametrize("name", ["model", "text"])
+def test_no_rival_is_near_a_written_token(name: str) -> None:
+    """Else fp32 could not promise to write the same as fp64."""
+    assert vectors.make(name)["out.margins"].min() > 100 * TOL[torch.float32]
+
+
+@torch.no_grad()
+def test_fp32_and_drafts_write_the_same_text() -> None:
+    stored = load_file(path("text"))
+    tiny = load_checkpoint(models.TINY, dtype=torch.float32)
+    for number in range(len(models.PROMPTS)):
+        prompt = stored[f"in.{number}"].long()
+        for drafted in (False, True):
+            written = generate(
+                tiny, prompt, models.NEW_TOKENS, speculative=drafted
+            )
+            assert torch.equal(written, stored[f"out.{number}"].long())
+
+
 def test_a_stale_file_is_noticed() -> None:
     made = vectors.make("cache")
     assert differing(made, made) == []
@@ -48,7 +75,8 @@ def test_the_files_stay_small_and_listed() -> None:
     files = sorted(FOLDER.glob("*.safetensors"))
     assert [file.stem for file in files] == sorted(vectors.MODULES)
     assert max(file.stat().st_size for file in files) < 64 * 1024
-    assert sum(file.stat().st_size for file in files) < 1024 * 1024
+    every = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in every) < 1024 * 1024
     readme = (FOLDER / "README.md").read_text(encoding="utf8")
     assert readme == table(), "run make golden"
 

@@ -3,11 +3,14 @@
 With names it writes only those: ``python -m tests.golden.write mla rope``.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from dsarch.checkpoint import save_checkpoint
+from tests.golden.models import whole
 from tests.golden.vectors import MODULES, make
 
 FOLDER = Path(__file__).parent
@@ -19,7 +22,9 @@ Python must regenerate them (`tests/golden/test_golden.py`) and Rust must
 reproduce them. Weights stand under the names of the checkpoint, sizes under
 `cfg.`, the rest under `in.` and `out.`; everything is fp32. Outputs were
 computed in fp64 by the form that a port should not copy: keys repeated for
-grouped attention, the expanded form for latent attention.
+grouped attention, the expanded form for latent attention, experts in groups.
+The weights of `model.safetensors` are those of the folder `model`, a complete
+checkpoint in bf16; those of `text.safetensors` are `weights/tiny-pretrained`.
 
 """
 
@@ -48,6 +53,8 @@ def main() -> None:
     for name in sys.argv[1:] or MODULES:
         save_file(make(name), path(name))
         print(f"{path(name).name}: {path(name).stat().st_size} bytes")
+    shutil.rmtree(FOLDER / "model", ignore_errors=True)
+    save_checkpoint(whole(), FOLDER / "model")
     (FOLDER / "README.md").write_text(table(), encoding="utf8")
 
 
