@@ -41,6 +41,7 @@ from dsarch.teaching.explorers import (
     routing,
     scaling_planner,
     schedule_designer,
+    speculation,
     temperature,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
@@ -129,6 +130,7 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "memory_planner": memory_planner,
     "pipeline_editor": pipeline_editor,
     "routing": routing,
+    "speculation": speculation,
     "group_advantage": group_advantage,
     "schedule_designer": schedule_designer,
     "scaling_planner": scaling_planner,
