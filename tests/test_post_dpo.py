@@ -66,7 +66,7 @@ def test_a_policy_equal_to_its_reference_starts_at_log_two(witness):
     )
 
 
-def test_gradient_pushes_both_ways_and_by_how_wrong_the_pair_is():
+def test_gradient_pushes_both_ways_and_by_how_wrong_the_pair_is(witness):
     r"""$-\beta\,\sigma(-\beta\Delta)$ on the chosen, its opposite below."""
     x = [v.requires_grad_() for v in sums()]
     loss = dpo_loss(*x, beta=0.1)
@@ -75,6 +75,12 @@ def test_gradient_pushes_both_ways_and_by_how_wrong_the_pair_is():
     close(up, -0.1 * torch.sigmoid(-0.1 * delta) / 2)
     close(down, -up)
     assert up[1] < up[0] < 0
+    witness(
+        "eq-dpo-gradient",
+        (up + 0.1 * torch.sigmoid(-0.1 * delta) / 2).abs().max(),
+        reference="identity: automatic differentiation",
+        code="dsarch.post.dpo.dpo_loss",
+    )
 
 
 def test_implicit_rewards_and_accuracy():
@@ -84,7 +90,7 @@ def test_implicit_rewards_and_accuracy():
     assert found.accuracy.item() == 0.5
 
 
-def test_the_optimum_of_dpo_is_the_tilted_reference():
+def test_the_optimum_of_dpo_is_the_tilted_reference(witness):
     r"""Trained on exact preferences, the policy becomes
     $\pi_{ref}\,e^{r/\beta}$: DPO's identity, on four answers."""
     ref = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
@@ -119,7 +125,14 @@ def test_the_optimum_of_dpo_is_the_tilted_reference():
 
     optimizer.step(closure)
     expected = (ref + rewards / beta).log_softmax(-1)
-    close(logits.detach().log_softmax(-1), expected, 1e-5)
+    found = logits.detach().log_softmax(-1)
+    close(found, expected, 1e-5)
+    witness(
+        "eq-tilted",
+        (found - expected).abs().max(),
+        reference="identity: trained to the end on exact preferences",
+        code="dsarch.post.dpo.dpo_loss",
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

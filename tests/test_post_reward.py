@@ -98,7 +98,7 @@ def test_soft_punishment_of_length():
         overlong_penalty(lengths, 20, 21)
 
 
-def test_pass_at_k_counts_subsets():
+def test_pass_at_k_counts_subsets(witness):
     right = [True, True, False, False, False]
     from itertools import combinations
 
@@ -106,6 +106,12 @@ def test_pass_at_k_counts_subsets():
         drawn = list(combinations(right, k))
         share = sum(any(x) for x in drawn) / len(drawn)
         assert pass_at_k(5, 2, k) == pytest.approx(share)
+        witness(
+            "eq-pass-at-k",
+            abs(pass_at_k(5, 2, k) - share),
+            reference="identity: all subsets counted",
+            code="dsarch.post.reward.pass_at_k",
+        )
     assert pass_at_k(5, 0, 5) == 0
     with pytest.raises(ValueError, match="6 right and k 1 do not fit 5"):
         pass_at_k(5, 6, 1)
@@ -196,12 +202,21 @@ def test_padding_and_a_tools_words_are_stepped_over():
     assert not found[~mask].any() and not returns[~mask].any()
 
 
-def test_the_divergence_is_part_of_the_reward_and_the_score_comes_last():
+def test_the_divergence_is_part_of_the_reward_and_the_score_comes_last(
+    witness,
+):
     logp = tensor([-1.0, -2.0, -3.0, -4.0], [-1.0, -1.0, -1.0, -1.0])
     ref = tensor([-1.5, -2.0, -2.0, -9.0], [-2.0, -2.0, -2.0, -2.0])
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0]]).bool()
     found = shaped_rewards(tensor(5.0, 3.0), logp, ref, mask, 0.1)
-    close(found, tensor([-0.05, 0.0, 0.1 + 5, 0.0], [0.0, 0.0, 0.0, 0.0]))
+    expected = tensor([-0.05, 0.0, 0.1 + 5, 0.0], [0.0, 0.0, 0.0, 0.0])
+    close(found, expected)
+    witness(
+        "eq-shaped-reward",
+        (found - expected).abs().max(),
+        reference="identity: worked by hand",
+        code="dsarch.post.ppo.shaped_rewards",
+    )
     bad = logp.masked_fill(mask, -math.inf)
     with pytest.raises(ValueError, match=r"logp .* -inf at \[0, 0\]"):
         shaped_rewards(tensor(5.0, 3.0), bad, ref, mask, 0.1)
@@ -218,13 +233,20 @@ def test_whitening_counts_what_is_not_masked():
     assert not whiten(x, one).any()
 
 
-def test_policy_and_value_losses_by_hand():
+def test_policy_and_value_losses_by_hand(witness):
     old = tensor([-1.0, -1.0, -1.0, -1.0])
     logp = old + tensor([1.5, 1.5, 0.5, 0.5]).log()
     advantage = tensor([1.0, -1.0, -1.0, 2.0])
     mask = torch.tensor([[1, 1, 1, 0]]).bool()
     found = ppo_loss(logp, old, advantage, mask)
-    close(found, torch.tensor((-1.2 + 1.5 + 0.8) / 3, dtype=torch.float64))
+    expected = torch.tensor((-1.2 + 1.5 + 0.8) / 3, dtype=torch.float64)
+    close(found, expected)
+    witness(
+        "eq-ppo-loss",
+        (found - expected).abs(),
+        reference="identity: worked by hand",
+        code="dsarch.post.ppo.ppo_loss",
+    )
     values, before = tensor([1.0, 0.1, 3.0, 9.0]), tensor([0.0] * 4)
     returns = tensor([1.0, 1.0, 4.0, 0.0])
     errors = [0.8**2, 0.9**2, 3.8**2]
