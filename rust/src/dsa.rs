@@ -80,9 +80,12 @@ impl Indexer {
 /// than that, this is [`MLA`].
 #[derive(Clone, Debug)]
 pub struct SparseMLA {
-    mla: MLA,
-    topk: usize,
-    indexer: Indexer,
+    /// Attention over what was chosen.
+    pub mla: MLA,
+    /// How many keys a query reads.
+    pub topk: usize,
+    /// What chooses.
+    pub indexer: Indexer,
 }
 // ANCHOR_END: SparseMLA
 

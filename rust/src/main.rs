@@ -37,7 +37,7 @@ fn run(words: &[&str]) -> Result<String> {
     match words {
         ["kv", model] => kv(model),
         ["generate", folder, prompt, rest @ ..] => {
-            let drafts = rest.contains(&"--speculative").then(|| 1);
+            let drafts = rest.contains(&"--speculative").then_some(1);
             let rest = rest.iter().filter(|x| **x != "--speculative");
             let rest: Vec<&str> = rest.copied().collect();
             write(folder, prompt, count(&rest)?, drafts)

@@ -18,8 +18,10 @@ use crate::tensor::Tensor;
 /// answer is neither weighed nor scaled. No token is dropped.
 #[derive(Clone, Debug)]
 pub struct DeepSeekMoE {
-    gate: Router,
-    experts: Vec<SwiGLU>,
+    /// Chooses and weighs.
+    pub gate: Router,
+    /// All routed experts.
+    pub experts: Vec<SwiGLU>,
     shared_experts: Option<SwiGLU>,
 }
 
@@ -93,7 +95,8 @@ pub struct SparseMoE {
     capacity_factor: Option<f64>,
     gate: Linear,
     noise: Option<Linear>,
-    experts: Vec<SwiGLU>,
+    /// All experts.
+    pub experts: Vec<SwiGLU>,
 }
 // ANCHOR_END: SparseMoE
 
