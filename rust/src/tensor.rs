@@ -1,18 +1,27 @@
 //! A row-major array and the few operations that the book needs.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::ops::{Add, Mul, Range};
 use std::slice::ChunksExact;
 
 /// Values in row-major order; `f32` unless another type is named.
 ///
 /// A mask is a `Tensor<bool>`, a choice of keys a `Tensor<usize>`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Tensor<T = f32> {
     /// The size of each axis.
     pub shape: Vec<usize>,
     /// All values, the last axis running fastest.
     pub data: Vec<T>,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Tensor<T> {
+    /// The shape and the first values; a model has too many for a screen.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = &self.data[..self.data.len().min(16)];
+        write!(f, "{:?} of {first:?}..", self.shape)
+    }
 }
 
 impl<T: Clone> Tensor<T> {

@@ -140,6 +140,18 @@ fn the_cause_of_a_broken_checkpoint_is_named() {
     assert!(found.contains("unexpected"), "{found}");
     let found = cause(&|cfg, _| cfg.num_hidden_layers = 1 << 29);
     assert!(found.contains("unexpected model.layers.3."), "{found}");
-    let found = cause(&|_, w| drop(w.find("model.embed_tokens.weight")));
-    assert!(found.contains("unexpected") || found.contains("missing"));
+    let found = cause(&|cfg, _| cfg.tie_word_embeddings = true);
+    assert!(found.contains("copies of model.embed_tokens.weight differ"));
+    let found = cause(&|_, w| {
+        w.find("lm_head.weight");
+        w.find("model.layers.3.shared_head.head.weight");
+    });
+    assert_eq!(found, "missing lm_head.weight");
+}
+
+#[test]
+fn one_copy_of_a_shared_weight_is_enough() {
+    let (cfg, mut w) = weights();
+    w.find("model.embed_tokens.weight").expect("an embedding");
+    assert!(DeepSeek::load(cfg, w).is_ok());
 }
