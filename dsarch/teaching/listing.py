@@ -75,4 +75,10 @@ def _rust(file: str, anchor: str) -> str:
         )
     except StopIteration:
         raise ValueError(f"{file} has no anchor {anchor!r}") from None
-    return dedent("\n".join(lines[first + 1 : last]))
+    # A class encloses the marks of its methods, which the reader need not see.
+    shown = [
+        line
+        for line in lines[first + 1 : last]
+        if not line.strip().startswith("// ANCHOR")
+    ]
+    return dedent("\n".join(shown))

@@ -138,9 +138,13 @@ pub fn pool_heads(weight: &Tensor, heads: usize, kv_heads: usize) -> Tensor {
     check_groups(heads, kv_heads);
     let ([rows, d], q) = (weight.dims(), heads / kv_heads);
     assert!(rows % heads == 0, "{rows} rows are not {heads} equal heads");
-    let groups = weight.clone().reshape(&[kv_heads, q, rows / heads, d]);
-    let mean = Tensor::full(&[q], 1.0 / q as f32);
-    let pooled = einsum("gqnd,q->gnd", [&groups, &mean]);
-    pooled.reshape(&[rows / q, d])
+    let size = rows / heads * d;
+    let mut pooled = Tensor::zeros(&[rows / q, d]);
+    for (head, values) in weight.data.chunks_exact(size).enumerate() {
+        let group = &mut pooled.data[head / q * size..][..size];
+        let pairs = group.iter_mut().zip(values);
+        pairs.for_each(|(mean, x)| *mean += x / q as f32);
+    }
+    pooled
 }
 // ANCHOR_END: pool_heads
