@@ -461,13 +461,13 @@ def step_advantages(rewards, ends, length):
 
 
 def judge_mask(answer):
-    old = torch.full((5, 6), -1.0, dtype=torch.float64)
-    gap = torch.tensor([0.2, 0.2, 0.9, 0.9, -0.9], dtype=torch.float64)
+    old = torch.full((6, 6), -1.0, dtype=torch.float64)
+    gap = torch.tensor([0.1, 0.2, 0.9, 0.9, -0.9, 0.2]).double()
     logp = old - gap[:, None]
-    mask = torch.ones(5, 6, dtype=torch.bool)
+    mask = torch.ones(6, 6, dtype=torch.bool)
     mask[0, 3:] = False
     logp[0, 3:] = -40.0
-    a = torch.tensor([-1.0, 1, -1, 1, -1], dtype=torch.float64)
+    a = torch.tensor([-1.0, 1, -1, 1, -1, -1], dtype=torch.float64)
     got = call(answer, logp, old, a, mask, 0.5)
     want = grpo.off_policy_mask(logp, old, a, mask, 0.5)
     gaps = old - logp
@@ -483,7 +483,7 @@ def judge_mask(answer):
             "stale is what became less likely": (a >= 0)
             | (masked_mean(-gaps, mask, 1) <= 0.5),
         },
-        "which of five answers are kept",
+        "which of six answers are kept",
     )
 
 
@@ -496,7 +496,7 @@ MASK = Exercise(
 V3.2 drops failures that the policy has already moved away from. With this code
 the training log shows that nearly all *long* failures are dropped, right after
 they were sampled. Mend it.""",
-    checks="equality with `dsarch.post.grpo.off_policy_mask` for five "
+    checks="equality with `dsarch.post.grpo.off_policy_mask` for six "
     "answers, one of them padded",
     name="kept",
     skeleton="""

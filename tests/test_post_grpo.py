@@ -86,13 +86,20 @@ def test_the_group_mean_shrinks_and_the_deviation_reweighs(p, scale, ratio):
     assert round(found, 3) == pytest.approx(ratio, abs=5.1e-4)
 
 
-def test_outcome_supervision_is_one_step_at_the_end():
+def test_outcome_supervision_is_one_step_at_the_end(witness):
     rewards = tensor([1.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 2.0])
     ends = torch.tensor([[4, 2, 3, 0], [1, 1, 4, 2]])
     found = process_advantages(rewards[..., None], ends[..., None], 5)
     token = torch.arange(5)
     covered = token <= ends[..., None]
-    close(found, advantages(rewards)[..., None] * covered)
+    expected = advantages(rewards)[..., None] * covered
+    close(found, expected)
+    witness(
+        "eq-process-advantage",
+        (found - expected).abs().max(),
+        reference="identity: outcome supervision",
+        code="dsarch.post.grpo.process_advantages",
+    )
 
 
 def test_process_supervision_by_hand():

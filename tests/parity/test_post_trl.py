@@ -108,6 +108,13 @@ def test_policy_losses_equal_trl_with_gradients(case, witness):
         assert 0 < keep.sum() < len(keep), "the mask must matter"
     samples = Samples(logp, x["advantage"], x["mask"], x["old"], x["ref"], keep)
     found = policy_loss(samples, objective_of(case), tokens=case["tokens"])
+    if keep is not None:
+        witness(
+            "eq-off-policy-mask",
+            (found.loss.detach() - case["loss"]).abs(),
+            reference=f"trl {golden()['trl']}",
+            code="dsarch.post.grpo.off_policy_mask",
+        )
     agree(
         found.loss,
         logp,
