@@ -1,16 +1,24 @@
 """Bytes of parallel training against the numbers of the papers."""
 
 import pytest
+import torch
 
 from dsarch.train import memory
 
 
-def test_zero_paper_example():
+def test_zero_paper_example(witness):
     """7.5B parameters on 64 ranks: 120, 31.4, 16.6 and 1.9 GB."""
     gigabytes = [
         memory.state_bytes(7.5e9, 64, stage) / 1e9 for stage in range(4)
     ]
-    assert gigabytes == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.05)
+    printed = [120, 31.4, 16.6, 1.9]
+    assert gigabytes == pytest.approx(printed, abs=0.05)
+    witness(
+        "eq-zero",
+        max(abs(a - b) for a, b in zip(gigabytes, printed, strict=True)),
+        code="dsarch.train.memory.state_bytes",
+        reference="Rajbhandari et al. 2020, figure 1 (one decimal)",
+    )
 
 
 def test_one_rank_needs_everything():
@@ -39,7 +47,7 @@ def test_activations_of_a_layer():
     assert per_unit(tensor=t, recompute="full") == 2
 
 
-def test_v3_layout():
+def test_v3_layout(witness):
     """2048 devices: experts share the data ranks and do not multiply."""
     layout = memory.Layout(data=128, pipeline=16, expert=64)
     assert layout.devices == 2048
@@ -52,6 +60,58 @@ def test_v3_layout():
     assert sharded == pytest.approx(expected)
     dual = memory.device_state(dense, routed, layout, stage=1, copies=2)
     assert dual == pytest.approx(2 * expected)
+    counted = counted_bytes(layout, 96, 2 * 16 * 64 * 128)
+    formula = memory.device_state(96 * 2**14, 2**18, layout, 1, copies=2)
+    assert counted == formula
+    witness(
+        "eq-device-state",
+        abs(counted - formula) / formula,
+        code="dsarch.train.memory.device_state",
+        reference="identity: bytes dealt out parameter by parameter",
+    )
+
+
+def counted_bytes(layout: memory.Layout, dense: int, routed: int) -> float:
+    """Deal blocks to devices by hand; what device 0 holds, ZeRO-1, DualPipe.
+
+    ``dense`` blocks of 2**14 parameters and ``routed`` parameters lie evenly on
+    16 stages; a device has two stages.
+    """
+    mine = 2 * (dense * 2**14 // layout.pipeline)
+    total = 0.0
+    for owner in range(layout.data):
+        total += mine / layout.data * 12 if owner == 0 else 0
+    total += 4 * mine
+    experts = 2 * (routed // layout.pipeline) // layout.expert
+    holders = [r for r in range(layout.data) if r % layout.expert == 0]
+    return total + 4 * experts + 12 * experts / len(holders)
+
+
+@pytest.mark.parametrize("n", (2, 3, 5))
+def test_a_ring_sends_what_the_formula_says(n, witness):
+    """Pieces handed round a ring: time and bytes counted message by message."""
+    g = torch.Generator().manual_seed(n)
+    held = torch.randint(0, 99, (n, n, 7), generator=g)
+    want, alpha, bandwidth = held.sum(0), 0.5, 3.0
+    clock = 0.0
+    for step in range(2 * (n - 1)):
+        piece = [(rank - step) % n for rank in range(n)]
+        letters = [held[rank, piece[rank]].clone() for rank in range(n)]
+        for rank, letter in enumerate(letters):
+            at = (rank + 1) % n
+            keep = held[at, piece[rank]] if step < n - 1 else 0
+            held[at, piece[rank]] = letter + keep
+        clock += alpha + 4 * letters[0].numel() / bandwidth
+    assert all(torch.equal(mine, want) for mine in held)
+    options = {"bandwidth": bandwidth, "latency": alpha}
+    told = memory.collective_seconds("all_reduce", 4 * 7 * n, n, **options)
+    assert told == pytest.approx(clock, rel=1e-12)
+    witness(
+        "eq-ring-time",
+        abs(told / clock - 1),
+        code="dsarch.train.memory.collective_seconds",
+        reference="identity: a ring simulated message by message",
+    )
 
 
 def test_collectives():

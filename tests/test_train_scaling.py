@@ -39,12 +39,28 @@ def test_chinchilla_losses():
 @pytest.mark.parametrize(
     "law", (scaling.CHINCHILLA_PRINTED, scaling.CHINCHILLA_REFITTED)
 )
-def test_the_optimum_is_one(law):
-    """Moving along the line of equal compute makes the loss worse."""
+def test_the_optimum_is_one(law, witness):
+    """A search along the line of equal compute ends where the formula says."""
     n, d = law.optimum(1e21)
     best = law.loss(n, d)
     for factor in (0.5, 0.9, 1.1, 2.0):
         assert law.loss(n * factor, d / factor) > best
+    low, high = math.log(n) - 2, math.log(n) + 2
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-7:
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        at_a, at_b = (
+            law.loss(math.exp(x), 1e21 / 6 / math.exp(x)) for x in (a, b)
+        )
+        low, high = (low, b) if at_a < at_b else (a, high)
+    found = math.exp((low + high) / 2)
+    assert found == pytest.approx(n, rel=1e-6)
+    witness(
+        "eq-compute-split",
+        abs(found / n - 1),
+        code="dsarch.train.scaling.Chinchilla.optimum",
+        reference="identity: golden-section search",
+    )
 
 
 def test_kaplan():

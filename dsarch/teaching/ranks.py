@@ -96,7 +96,7 @@ def gap(a: Tensor, b: Tensor) -> float:
 def experts(ranks: Ranks) -> float:
     """Half of the experts and other tokens on each rank, against all in one."""
     model = DeepSeek(Config(), torch.Generator().manual_seed(1)).double()
-    whole = model.layers[-1].mlp
+    whole: Any = model.layers[-1].mlp
     split = copy.deepcopy(whole)
     parallel.split_experts(split)
     g = torch.Generator().manual_seed(2)
@@ -111,8 +111,9 @@ def ring(ranks: Ranks) -> float:
     g = torch.Generator().manual_seed(3)
     shape = (3, 2, 16 * ranks.size, 4, 8)
     q, k, v = torch.randn(shape, generator=g, dtype=torch.float64)
-    part = [x.chunk(ranks.size, 1)[ranks.rank] for x in (q, k, v)]
-    mine = parallel.ring_attention(*part, 8**-0.5)
+    own = q.chunk(ranks.size, 1)[ranks.rank]
+    near, mixed = (x.chunk(ranks.size, 1)[ranks.rank] for x in (k, v))
+    mine = parallel.ring_attention(own, near, mixed, 8**-0.5)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     whole = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return gap(mine, whole.transpose(1, 2).chunk(ranks.size, 1)[ranks.rank])
