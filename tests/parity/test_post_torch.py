@@ -88,6 +88,31 @@ def test_kd_loss_is_torchs_kl_div_times_t_squared(temperature, witness):
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 7.5])
+def test_softened_gradient_is_t_times_the_gap(temperature, witness):
+    student = logits(3, B, T, W).requires_grad_()
+    teacher = logits(4, B, T, W)
+    total = F.kl_div(
+        (student / temperature).log_softmax(-1),
+        (teacher / temperature).log_softmax(-1),
+        reduction="sum",
+        log_target=True,
+    )
+    (by_torch,) = torch.autograd.grad(temperature**2 * total, student)
+    loss = kd_loss(student, teacher, temperature=temperature)
+    (ours,) = torch.autograd.grad(B * T * loss, student)
+    p, q = ((x / temperature).softmax(-1) for x in (teacher, student))
+    closed = (temperature * (q - p)).detach()
+    close(ours, closed)
+    close(by_torch, closed)
+    witness(
+        "eq-kd-gradient",
+        (by_torch - closed).abs().max(),
+        reference="torch kl_div",
+        code="dsarch.post.distill.kd_loss",
+    )
+
+
 def test_reverse_divergence_swaps_torchs_arguments(witness):
     student = logits(3, B, T, W).requires_grad_()
     teacher = logits(4, B, T, W)
