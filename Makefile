@@ -9,7 +9,7 @@ BENCHMARKS = $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))
 CHAPTERS = $(wildcard chapters/*.ipynb proofs.ipynb)
 
 .PHONY: help book test lint lab notebooks site site-test screenshot rust \
-	golden mutants bench clean
+	golden mutants bench canary clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -54,8 +54,11 @@ site-test: site  ## the built site in a browser
 screenshot: site  ## the picture of the README
 	$(RUN) -m book.screenshot
 
-rust:  ## the tests of the Rust twins
+rust:  ## build and test the Rust twins; `cargo` is all they need
 	cd rust && cargo test --offline --locked
+
+canary: $(READY)  ## parity with the newest transformers; only reports
+	@$(RUN) -m book.canary
 
 golden: $(READY)  ## write the vectors that Python and Rust must both reproduce
 	$(RUN) -m tests.golden.write

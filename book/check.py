@@ -45,6 +45,12 @@ def no_rust() -> str:
     return "" if shutil.which("cargo") else "cargo is not installed"
 
 
+def no_clippy() -> str:
+    """Return a reason to leave out the style of the Rust twins."""
+    found = shutil.which("cargo") and shutil.which("cargo-clippy")
+    return "" if found else "cargo clippy is not installed"
+
+
 def no_browser() -> str:
     """Return a reason to leave out the tests in a browser."""
     if not chromium():
@@ -66,6 +72,8 @@ def steps() -> list[Step]:
     nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout", "180"]
     sanitize = ["--nbval-sanitize-with", "nbval.cfg"]
     cargo = ["cargo", "test", "--offline", "--locked"]
+    clippy = ["cargo", "clippy", "--offline", "--locked", "--all-targets"]
+    clippy += ["--", "-D", "warnings"]
     return [
         Step("lint", [*ruff, "check", "."]),
         Step("format", [*ruff, "format", "--check", "."]),
@@ -77,6 +85,7 @@ def steps() -> list[Step]:
             no_chapters,
         ),
         Step("rust", cargo, no_rust, ROOT / "rust"),
+        Step("rust-lint", clippy, no_clippy, ROOT / "rust"),
         Step("site", [python, "-m", "book.build", "--strict"]),
         Step("site-tests", [*PYTEST, "tests/site"], no_browser),
     ]
