@@ -25,7 +25,7 @@ from dsarch.post.agent import (
 from dsarch.post.context import manage, size, visible
 from dsarch.post.grpo import process_advantages
 from dsarch.post.logprobs import shift, token_logprobs
-from dsarch.post.sft import Message
+from dsarch.post.sft import Message, sft_loss
 from tests.conftest import close
 from tests.post_policy import policy
 
@@ -144,6 +144,27 @@ def test_multi_turn_log_probabilities_are_those_of_training():
     close(found.logp[mask], logp[mask].detach())
     assert (played.calls > 0).any(), "tools must have spoken"
     assert len(set(found.lengths.tolist())) > 3
+
+
+def test_the_loss_of_a_conversation_counts_the_policys_words_alone(witness):
+    model = policy(VOCABULARY).double()
+    tokens, mask = demonstration(desks(5, torch.Generator().manual_seed(2)))
+    logits = model(tokens).detach().requires_grad_()
+    actual = sft_loss(logits, tokens, mask)
+    logp = logits.detach().log_softmax(-1)
+    terms = [-logp[b, t - 1, tokens[b, t]] for b, t in mask.nonzero().tolist()]
+    expected = torch.stack(terms).mean()
+    close(actual, expected)
+    reached = torch.autograd.grad(actual, logits)[0].abs().sum(-1) > 0
+    assert (
+        torch.equal(reached[:, :-1], mask[:, 1:]) and not reached[:, -1].any()
+    )
+    witness(
+        "eq-agent-loss",
+        (actual - expected).abs(),
+        reference="identity: loop over the policy's words",
+        code="dsarch.post.sft.sft_loss",
+    )
 
 
 def test_turns_end_where_the_policy_stops_speaking():
