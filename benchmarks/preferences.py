@@ -4,7 +4,7 @@
 model on sums of which many were written by someone who forgets to carry. Its
 own answers give pairs of a right and a wrong one, and these pairs train a
 reward model with PPO, DPO in three settings, and a plain imitation of the
-right answers; GRPO gets the rule itself. Three seeds take about 7 minutes on
+right answers; GRPO gets the rule itself. Three seeds take about 5 minutes on
 one core and are written to ``chapters/data/preferences.json``. All settings
 were chosen on seed 9, which is not recorded.
 """
