@@ -289,4 +289,48 @@ MUTATIONS = [
         "another one.",
         tests=(DIST,),
     ),
+    Mutation(
+        id="11.replicas-do-not-share",
+        file="dsarch/analysis/eplb.py",
+        old="key=lambda i: loads[i] / counts[i])",
+        new="key=lambda i: loads[i])",
+        story="All spare slots go to the one busiest expert.",
+        tests=("tests/test_eplb.py::test_a_replica_goes_where_it_helps_most",),
+    ),
+    Mutation(
+        id="11.packs-without-limit",
+        file="dsarch/analysis/eplb.py",
+        old="open_ = [p for p in range(packs) if len(packed[p]) * packs < "
+        "len(loads)]",
+        new="open_ = list(range(packs))",
+        story="A device gets more experts than it has slots for.",
+        tests=("tests/test_eplb.py::test_packs_are_equally_full",),
+    ),
+    Mutation(
+        id="11.experts-leave-their-node",
+        file="dsarch/analysis/eplb.py",
+        old="    if groups % nodes:\n        groups = nodes = 1\n",
+        new="    groups = nodes = 1\n",
+        story="Loads look even, and tokens cross the network that groups "
+        "were meant to keep inside a node.",
+        tests=("tests/test_eplb.py::test_the_published_placement",),
+    ),
+    Mutation(
+        id="11.dualpipe-formula-of-all-stages",
+        file="dsarch/train/pipeline.py",
+        old="        return (stages / 2 - 1) * (pair + b - 3 * w)\n",
+        new="        return (stages - 1) * (pair + b - 3 * w)\n",
+        story="DualPipe looks worse than the schedule that it replaced.",
+        tests=("tests/test_train_pipeline.py::test_v3_table_2",),
+    ),
+    Mutation(
+        id="11.gather-counts-itself",
+        file="dsarch/train/memory.py",
+        old="    once = (ranks - 1) * (latency + size / ranks / bandwidth)\n",
+        new="    once = ranks * (latency + size / ranks / bandwidth)\n",
+        story="Two ranks seem to need twice the time that they take.",
+        tests=(
+            "tests/test_train_memory.py::test_a_ring_sends_what_the_formula_says",
+        ),
+    ),
 ]
