@@ -22,9 +22,7 @@ pub struct Weights {
 impl Weights {
     /// All tensors of one file.
     pub fn open(path: &Path) -> Result<Self> {
-        let mut made = Self::default();
-        made.add(path)?;
-        Ok(made)
+        Self::read(&[SafeTensors::open(path)?])
     }
 
     /// All tensors of a folder, which may be cut into several files.
@@ -33,25 +31,29 @@ impl Weights {
         if !index.is_file() {
             return Self::open(&folder.join(SINGLE));
         }
-        let mut made = Self::default();
-        for file in shards(&index)? {
-            made.add(&folder.join(file))?;
-        }
-        Ok(made)
+        let open = |file: &String| SafeTensors::open(&folder.join(file));
+        let files: Result<Vec<_>> = shards(&index)?.iter().map(open).collect();
+        Self::read(&files?)
     }
 
-    fn add(&mut self, path: &Path) -> Result<()> {
-        let file = SafeTensors::open(path)?;
-        for name in file.entries.keys() {
-            let tensor = file.tensor(name)?;
-            if !tensor.data.iter().all(|x| x.is_finite()) {
-                return error(format!("{name} holds values not finite"));
-            }
-            if self.tensors.insert(name.clone(), tensor).is_some() {
-                return error(format!("{name} is in two files"));
+    /// All tensors of several files.
+    ///
+    /// # Errors
+    /// If a name appears twice, or a value is not finite.
+    pub fn read(files: &[SafeTensors]) -> Result<Self> {
+        let mut made = Self::default();
+        for file in files {
+            for name in file.entries.keys() {
+                let tensor = file.tensor(name)?;
+                if !tensor.data.iter().all(|x| x.is_finite()) {
+                    return error(format!("{name} holds values not finite"));
+                }
+                if made.tensors.insert(name.clone(), tensor).is_some() {
+                    return error(format!("{name} is in two files"));
+                }
             }
         }
-        Ok(())
+        Ok(made)
     }
 
     /// The weights under `name.`, which are taken out of these.

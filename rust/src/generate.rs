@@ -139,7 +139,10 @@ impl Speculate<'_> {
         if let Some(first) = self.first.take() {
             return Ok(first);
         }
-        let (guess, q) = self.draft()?;
+        let known = (&self.hidden, &self.known);
+        let (module, sampling) = (&self.model.mtp[0], &mut self.sampling);
+        let memory = &mut self.memory;
+        let (guess, q) = draft(module, known, memory, sampling, self.drafts)?;
         let tokens = last(&self.known).cat(&guess, 1);
         let hidden = self.model.hidden(&tokens, Some(&mut self.caches));
         let logits = self.model.lm_head.forward(&hidden);
@@ -157,14 +160,8 @@ impl Speculate<'_> {
         self.known = new.clone();
         Ok(new)
     }
-    // ANCHOR_END: speculate
-
-    fn draft(&mut self) -> Result<(Tensor<usize>, Tensor)> {
-        let states = (&self.hidden, &self.known);
-        let module = &self.model.mtp[0];
-        draft(module, states, &mut self.memory, &mut self.sampling, self.drafts)
-    }
 }
+// ANCHOR_END: speculate
 
 // ANCHOR: draft
 /// Draft tokens, and the distributions that they were drawn from.

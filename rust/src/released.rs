@@ -227,10 +227,10 @@ fn rotation(cfg: &mut Config, values: &Json) -> Result<()> {
         other => return error(format!("rope scaling {other:?} is unknown")),
     }
     let window = YARN.original_max_position_embeddings;
-    let name = "original_max_position_embeddings";
+    let window = whole(rope, "original_max_position_embeddings", window)?;
     let yarn = Yarn {
         factor: real(rope, "factor", YARN.factor)?,
-        original_max_position_embeddings: whole(rope, name, window)?,
+        original_max_position_embeddings: window,
         beta_fast: real(rope, "beta_fast", YARN.beta_fast)?,
         beta_slow: real(rope, "beta_slow", YARN.beta_slow)?,
         mscale: real(rope, "mscale", YARN.mscale)?,
@@ -238,7 +238,7 @@ fn rotation(cfg: &mut Config, values: &Json) -> Result<()> {
         mscale_all_dim: real(rope, "mscale_all_dim", 0.0)?,
     };
     let ramp = yarn.beta_fast > yarn.beta_slow && yarn.beta_slow > 0.0;
-    if yarn.factor < 1.0 || !ramp {
+    if yarn.factor < 1.0 || !ramp || window == 0 {
         return error(format!("{yarn:?} stretches nothing"));
     }
     cfg.rope_scaling = Some(yarn);

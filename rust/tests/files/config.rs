@@ -40,6 +40,11 @@ fn contradictions_name_both_numbers() {
         ("\"rope_interleave\":false", "rope_interleave"),
         ("\"rope_scaling\":{\"type\":\"linear\"}", "linear"),
         ("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":0.5}", "0.5"),
+        (
+            "\"rope_scaling\":{\"type\":\"yarn\",\
+             \"original_max_position_embeddings\":0}",
+            "stretches nothing",
+        ),
     ];
     for (fields, part) in broken {
         let cause = read(&format!(",{fields}")).expect_err(fields).to_string();

@@ -1,7 +1,14 @@
 //! Many small damages to a sound file: whatever comes of it, no panic.
 
+use std::fs;
+use std::path::Path;
+
+use dsarch::checkpoint::Weights;
+use dsarch::generate::generate;
 use dsarch::json::Json;
 use dsarch::safetensors::SafeTensors;
+use dsarch::sampling::Sampling;
+use dsarch::{Config, DeepSeek, Result, Tensor};
 
 use crate::make::{sound, Lcg};
 
@@ -62,4 +69,37 @@ fn damaged_json_is_parsed_or_refused() {
         refused += usize::from(Json::parse(&text).is_err());
     }
     assert!(refused > ROUNDS / 2 && refused < ROUNDS, "{refused} refused");
+}
+
+/// Two tokens from a checkpoint as its bytes tell.
+fn write(config: &[u8], weights: Vec<u8>) -> Result<Tensor<usize>> {
+    let config = Json::parse(&String::from_utf8_lossy(config))?;
+    let cfg = Config::from_hf(&config)?;
+    let weights = Weights::read(&[SafeTensors::parse(weights)?])?;
+    let model = DeepSeek::load(cfg, weights)?;
+    let prompt = Tensor::new(&[1, 9], (0..9).collect());
+    generate(&model, &prompt, 2, Sampling::greedy(), None)
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_or_write_something() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("../tests/golden/model");
+    let read = |name: &str| fs::read(folder.join(name)).expect("a file");
+    let (config, weights) = (read("config.json"), read("model.safetensors"));
+    assert!(write(&config, weights.clone()).is_ok());
+    let (mut dice, mut refused) = (Lcg(3), 0);
+    for round in 0..2000 {
+        let (mut config, mut weights) = (config.clone(), weights.clone());
+        match round % 4 {
+            0 => {
+                let mut header = weights[..16_000].to_vec();
+                damage(&mut header, &mut dice);
+                weights.splice(..16_000, header);
+            }
+            _ => damage(&mut config, &mut dice),
+        }
+        refused += usize::from(write(&config, weights).is_err());
+    }
+    assert!(refused > 1000 && refused < 2000, "{refused} refused");
 }

@@ -134,3 +134,32 @@ fn a_file_that_is_not_there_is_named() {
     let cause = Weights::open(nowhere).expect_err("no file").to_string();
     says(&cause, "/nowhere/model.safetensors");
 }
+
+/// A folder with an index that places two tensors of the sound file.
+fn sharded(name: &str, places: [&str; 2]) -> String {
+    let folder = std::env::temp_dir().join(format!("dsarch-{name}"));
+    let entry = |(name, file)| format!("\"{name}\":\"{file}\"");
+    let map: Vec<String> =
+        ["a", "b"].into_iter().zip(places).map(entry).collect();
+    let index = format!("{{\"weight_map\":{{{}}}}}", map.join(","));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let write = |file: &str, bytes: &[u8]| {
+        std::fs::write(folder.join(file), bytes).expect("a file");
+    };
+    write("model.safetensors.index.json", index.as_bytes());
+    write("one.safetensors", &sound());
+    write("two.safetensors", &sound());
+    let read = Weights::open_folder(&folder);
+    std::fs::remove_dir_all(&folder).expect("a folder");
+    read.map_or_else(|x| x.to_string(), |_| "read".to_string())
+}
+
+#[test]
+fn an_index_names_files_of_its_folder_and_no_tensor_twice() {
+    let one = "one.safetensors";
+    assert_eq!(sharded("sound", [one, one]), "read");
+    says(&sharded("twice", [one, "two.safetensors"]), "is in two files");
+    says(&sharded("gone", [one, "three.safetensors"]), "three.safetensors");
+    says(&sharded("outside", [one, "../one.safetensors"]), "places b in");
+    says(&sharded("other", [one, "weights.bin"]), "places b in");
+}
