@@ -1,7 +1,7 @@
 """Records for chapter 14: an agent with tools, from cold start to mixed RL.
 
 ``OMP_NUM_THREADS=1 python -m benchmarks.agent`` trains small policies on the
-desk of ``dsarch.post.agent``, three seeds, about 4 minutes on one core, and
+desk of ``dsarch.post.agent``, three seeds, about 2 minutes on one core, and
 writes ``chapters/data/agent.json``, which holds this command and the seeds.
 """
 

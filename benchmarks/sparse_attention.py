@@ -2,7 +2,7 @@
 
 ``OMP_NUM_THREADS=1 python -m benchmarks.sparse_attention`` teaches the tiny
 model to look things up across a long text, gives it indexers, warms them up,
-and goes on sparsely; three seeds, about 4 minutes on one core. It writes
+and goes on sparsely; three seeds, about 5 minutes on one core. It writes
 ``chapters/data/sparse.json``, which holds this command, the sizes and seeds.
 """
 

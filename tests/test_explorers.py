@@ -26,6 +26,7 @@ from dsarch.post.dpo import VARIANTS
 from dsarch.teaching.explorers import (
     Explorer,
     absorption_dial,
+    agent_trajectory,
     base,
     cost,
     dpo_margins,
@@ -45,6 +46,13 @@ from dsarch.teaching.explorers import (
     temperature,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
+from dsarch.teaching.explorers.agent_trajectory import (
+    STRATEGIES,
+    split,
+)
+from dsarch.teaching.explorers.agent_trajectory import (
+    kept as kept_messages,
+)
 from dsarch.teaching.explorers.cost import (
     attention_flops,
     even,
@@ -122,6 +130,7 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "kv_cache": kv_cache,
     "head_map": head_map,
     "absorption_dial": absorption_dial,
+    "agent_trajectory": agent_trajectory,
     "rotation": rotation,
     "cost": cost,
     "dpo_margins": dpo_margins,
@@ -137,6 +146,7 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "kl_estimators": kl_estimators,
     "temperature": temperature,
 }
+COST = cost()
 CASES = 250
 TOLERANCE = 1e-6
 
@@ -354,6 +364,16 @@ def pipe(draw: random.Random) -> list:
     return [name, stages, micros, draw.choice([2, 3, 4]), times]
 
 
+def dialogue(draw: random.Random) -> list:
+    """Roles and sizes of messages, a window and a strategy."""
+    roles = ["user"] + [
+        draw.choice(["assistant", "tool", "tool", "user", "assistant"])
+        for _ in range(draw.randint(0, 12))
+    ]
+    sizes = [draw.randint(1, 9) for _ in roles]
+    return [roles, sizes, draw.randint(4, 64), draw.choice(STRATEGIES)]
+
+
 def sparse_sizes(draw: random.Random, most: int = 128) -> list[int]:
     """Heads, latent, rotary part, index heads and their width."""
     heads, rank = size(draw, 256, 4), size(draw, 2048, 64)
@@ -493,6 +513,14 @@ FORMULAS: dict[tuple[str, str], Formula] = {
         ),
         lambda d: [(a := pipe(d))[0], a[1], a[3], a[4]],
     ),
+    ("agent_trajectory", "split"): (
+        split,
+        lambda d: [
+            [d.randrange(2) for _ in range(d.randint(4, 30))],
+            d.randint(1, 4),
+        ],
+    ),
+    ("agent_trajectory", "kept"): (kept_messages, dialogue),
     ("cost", "pairFlops"): (pair_flops, sparse_sizes),
     ("cost", "attentionFlops"): (
         attention_flops,
@@ -505,8 +533,8 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("cost", "step"): (
         step_of,
         lambda d: [
-            cost().data["model"],
-            cost().data["sizes"],
+            COST.data["model"],
+            COST.data["sizes"],
             *(size(d, n) for n in (65536, 2**18, 4096)),
         ],
     ),

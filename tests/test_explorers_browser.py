@@ -8,6 +8,8 @@ import pytest
 from book.browser import FLAGS, chromium
 from dsarch.teaching.explorers import (
     absorption_dial,
+    agent_trajectory,
+    cost,
     dpo_margins,
     fp8,
     group_advantage,
@@ -35,6 +37,8 @@ pytestmark = [
 MAKERS = {
     "kv_cache": kv_cache,
     "head_map": head_map,
+    "agent_trajectory": agent_trajectory,
+    "cost": cost,
     "absorption_dial": absorption_dial,
     "rotation": rotation,
     "parameters": parameters,

@@ -33,6 +33,7 @@ returning an :class:`Answer`; ``ValueError`` becomes a sentence.
 """
 
 from dsarch.teaching.explorers.absorption_dial import absorption_dial
+from dsarch.teaching.explorers.agent_trajectory import agent_trajectory
 from dsarch.teaching.explorers.base import Explorer
 from dsarch.teaching.explorers.cost import cost
 from dsarch.teaching.explorers.dpo_margins import dpo_margins
@@ -60,6 +61,7 @@ __all__ = [
     "Explorer",
     "Panel",
     "absorption_dial",
+    "agent_trajectory",
     "cost",
     "dpo_margins",
     "fp8",

@@ -44,6 +44,11 @@ COPIES = (
 INSIDE = "tests/test_checkpoint.py::test_an_index_stays_inside_its_folder"
 HOSTILE = "tests/test_checkpoint.py::test_a_hostile_header_is_refused"
 CUT_OFF = "tests/test_checkpoint.py::test_a_cut_off_file_is_refused"
+MORE_KEYS = (
+    "tests/test_sparse_cost.py::"
+    "test_one_more_key_costs_what_the_formula_says"
+)
+PROMPTS = "tests/test_sparse_cost.py::test_a_prompt_is_the_sum_of_its_tokens"
 
 MUTATIONS = [
     Mutation(
@@ -386,5 +391,23 @@ MUTATIONS = [
         story="Saving fails as soon as a model has an MTP layer, whose "
         "embedding is the model's.",
         tests=(BACK,),
+    ),
+    Mutation(
+        id="14.indexer-for-nothing",
+        file="dsarch/analysis/sparse.py",
+        old="return attend * min(budget(cfg), context) + index * context",
+        new="return attend * min(budget(cfg), context)",
+        story="Sparse attention is called linear: the indexer, which looks at "
+        "every key, was not counted.",
+        tests=(MORE_KEYS,),
+    ),
+    Mutation(
+        id="14.short-texts-pay-in-full",
+        file="dsarch/analysis/sparse.py",
+        old="return attend * min(budget(cfg), context) + index * context",
+        new="return attend * budget(cfg) + index * context",
+        story="A text shorter than the budget is charged for keys that it "
+        "does not have.",
+        tests=(PROMPTS,),
     ),
 ]
