@@ -24,6 +24,7 @@ from dsarch.teaching.explorers import (
     scaling_planner,
     schedule_designer,
     speculation,
+    temperature,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -46,6 +47,7 @@ MAKERS = {
     "pipeline_editor": pipeline_editor,
     "routing": routing,
     "speculation": speculation,
+    "temperature": temperature,
     "scaling_planner": scaling_planner,
     "schedule_designer": schedule_designer,
     "dpo_margins": dpo_margins,

@@ -72,7 +72,7 @@ function controls(data) {
       min: 0.25,
       max: 64,
       real: true,
-      value: 1,
+      value: 2,
       values: TEMPERATURES,
     },
     ...sliders("teacher", "Logits of the teacher"),
