@@ -96,8 +96,8 @@ def _checks() -> list[Check]:
         for s in ("group", "none")
     ]
     for ratio, advantage in ((1.5, 1.0), (1.5, -1.0), (0.5, -1.0)):
-        args = [ratio, advantage, 0.2, 0.28]
-        checks.append(("loss", args, loss(*args)))
+        args = (ratio, advantage, 0.2, 0.28)
+        checks.append(("loss", [*args], loss(*args)))
         for kept in (False, True):
             checks.append(("slope", [*args, kept], slope(*args, kept)))
     for kind in ("sequence", "token", "constant"):
