@@ -770,7 +770,7 @@ def test_numbers_in_the_fallback_table():
     assert "<td>-1.305</td>" in group_advantage().html
     assert "<td>0.2655</td>" in kl_estimators().html
     assert "<td>0.550</td>" in schedule_designer().html
-    assert "<td>18.4</td>" in scaling_planner().html
+    assert "<td>72.4B</td>" in scaling_planner().html
     assert "<td>671,026,419,200</td>" in parameters().html
     assert models()["DeepSeekMoE-16B"][1] == 16_375_728_128
 
