@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 from dsarch.checkpoint import load_checkpoint
 from dsarch.config import Config
 from dsarch.dsa import SparseMLA, chosen, top_k
-from dsarch.generate import generate
+from dsarch.generate import generate, speculate
 from dsarch.layers import causal_mask, positions
 from dsarch.mla import expanded
 from dsarch.model import DeepSeek
@@ -166,7 +167,14 @@ def text(generator: Generator) -> Vectors:
         written = generate(tiny, tokens, NEW_TOKENS)
         made |= {f"in.{number}": tokens, f"out.{number}": written}
         margins.append(margin(tiny, tokens, written))
+        made[f"out.{number}.pieces"] = pieces(tiny, tokens)
     return {**made, "out.margins": torch.stack(margins)}
+
+
+def pieces(model: DeepSeek, prompt: Tensor) -> Tensor:
+    """How many tokens each of twelve passes with three drafts yields."""
+    steps = islice(speculate(model, prompt, Sampling(), 3), 12)
+    return torch.tensor([float(new.size(1)) for new in steps])
 
 
 def margin(model: DeepSeek, prompt: Tensor, written: Tensor) -> Tensor:
