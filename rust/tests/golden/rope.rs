@@ -51,3 +51,13 @@ fn one_layout_is_the_other_after_a_permutation() {
     let other = rotate(to_half_split(&x), &phase, Layout::HalfSplit);
     assert_eq!(to_interleaved(&other), turned);
 }
+
+#[test]
+fn the_ramp_of_v3_rises_from_pair_10_to_23() {
+    let cfg = Config::v3();
+    let yarn = cfg.rope_scaling.expect("a stretched window");
+    let range = correction_range(64, cfg.rope_theta, &yarn);
+    assert_eq!(range, (10.0, 23.0));
+    let factor = softmax_factor(Some(&yarn));
+    assert!((factor - 1.8738542).abs() < 1e-6, "{factor}");
+}
