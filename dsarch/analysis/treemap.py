@@ -14,32 +14,36 @@ def squares(sizes: Sequence[float], box: Rect) -> list[Rect]:
     ``sizes`` fall, and their sum is scaled to the area of the box. Rows are
     laid along the shorter side and closed before they become too flat.
     """
-    x, y, wide, high = box
     if not sizes:
         return []
+    x, y, wide, high = box
     unit = wide * high / sum(sizes)
-    side, count = min(wide, high), 1
+    side = min(wide, high)
+    count = _row_length(sizes, unit, side)
+    depth = sum(sizes[:count]) * unit / side
+    row, at = [], 0.0
+    for size in sizes[:count]:
+        length = size * unit / depth
+        row.append((at, depth, length))
+        at += length
+    if wide >= high:
+        placed = [(x, y + at, deep, long) for at, deep, long in row]
+        rest = (x + depth, y, wide - depth, high)
+    else:
+        placed = [(x + at, y, long, deep) for at, deep, long in row]
+        rest = (x, y + depth, wide, high - depth)
+    return placed + squares(sizes[count:], rest)
+
+
+def _row_length(sizes: Sequence[float], unit: float, side: float) -> int:
+    """How many sizes a row takes before one more would flatten it."""
+    count = 1
     while count < len(sizes) and (
         _flatness(sizes[: count + 1], unit, side)
         <= _flatness(sizes[:count], unit, side)
     ):
         count += 1
-    depth = sum(sizes[:count]) * unit / side
-    row, at = [], 0.0
-    for size in sizes[:count]:
-        length = size * unit / depth
-        row.append(
-            (x, y + at, depth, length)
-            if wide >= high
-            else (x + at, y, length, depth)
-        )
-        at += length
-    rest = (
-        (x + depth, y, wide - depth, high)
-        if wide >= high
-        else (x, y + depth, wide, high - depth)
-    )
-    return row + squares(sizes[count:], rest)
+    return count
 
 
 def _flatness(sizes: Sequence[float], unit: float, side: float) -> float:

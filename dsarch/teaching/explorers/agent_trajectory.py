@@ -76,8 +76,8 @@ def _checks(runs: list[dict]) -> list[Check]:
             pairs = zip(parts[1::3], parts[2::3], strict=True)
             sizes = [end - begin for begin, end in pairs]
             for strategy in STRATEGIES:
-                given = [roles, sizes, 20, strategy]
-                checks.append(("kept", given, kept(*given)))
+                left = kept(roles, sizes, 20, strategy)
+                checks.append(("kept", [roles, sizes, 20, strategy], left))
     return checks
 
 
