@@ -109,19 +109,22 @@ def spelled(token: int) -> str:
     return decode([token]).replace("\n", "↵")
 
 
-def options(p: Tensor, q: Tensor) -> list:
-    """What both distributions think, and what a refusal leaves."""
+def options(p: Tensor, q: Tensor, full: bool, last: int) -> list:
+    """What both distributions think, and what a refusal leaves.
+
+    The likeliest eight to come last, and the one that did.
+    """
     left = residual(p[None, None], q[None, None])[0, 0]
     left = left / left.sum()
-    rows = torch.maximum(p, q).ge(0.002).nonzero()[:, 0].tolist()
-    rows.sort(key=lambda token: -p[token].item())
+    ranked = (p if full else left).argsort(descending=True)[:8].tolist()
+    shown = [x for x in ranked if max(p[x].item(), q[x].item()) >= 0.002]
     return [
         [spelled(x), *(round(v[x].item(), 4) for v in (p, q, left))]
-        for x in rows[:8]
+        for x in dict.fromkeys([*shown, last])
     ]
 
 
-def rounds(model: DeepSeek, domain: str, count: int, seed: int = 3) -> dict:
+def rounds(model: DeepSeek, domain: str, count: int, seed: int = 5) -> dict:
     """Rounds of drafting and verifying, one by one, with all their numbers.
 
     The loop is that of ``dsarch.generate.speculate`` with three drafts; a
@@ -163,7 +166,7 @@ def told(guess: Tensor, q: Tensor, p: Tensor, u: Tensor, new: Tensor) -> dict:
     good = int((u < mine / theirs).long().cumprod(1).sum())
     assert new.size(1) == good + 1
     assert torch.equal(new[:, :good], guess[:, :good])
-    at = min(good, 2)
+    theirs_here = q[0, min(good, 2)]
     return {
         "drafts": [spelled(x) for x in guess[0].tolist()],
         "p": [round(x, 4) for x in mine[0].tolist()],
@@ -171,7 +174,7 @@ def told(guess: Tensor, q: Tensor, p: Tensor, u: Tensor, new: Tensor) -> dict:
         "u": [round(x, 4) for x in u[0].tolist()],
         "kept": good,
         "last": spelled(int(new[0, -1])),
-        "options": options(p[0, at], q[0, at]),
+        "options": options(p[0, good], theirs_here, good == 3, int(new[0, -1])),
     }
 
 
