@@ -94,7 +94,7 @@ def test_sampled_frequencies_are_the_distribution():
     close(drawn.logp, expected.log()[drawn.token])
 
 
-def test_keep_sampling_mask_restores_the_samplers_policy():
+def test_keep_sampling_mask_restores_the_samplers_policy(witness):
     """With top-p the log-probabilities agree only over the same set."""
     model = policy(9).double()
     found = rollout(
@@ -114,6 +114,12 @@ def test_keep_sampling_mask_restores_the_samplers_policy():
         allowed=found.allowed,
     )
     close(found.logp[mask], kept[mask].detach())
+    witness(
+        "eq-sampled-logprob",
+        (found.logp - kept)[mask].abs().max(),
+        reference="identity: cached sampling with top-p",
+        code="dsarch.post.logprobs.token_logprobs",
+    )
     free = token_logprobs(model(found.tokens), found.tokens, temperature=0.8)
     assert (found.logp[mask] > free[mask] + 0.1).any()
     assert not (found.logp[mask] < free[mask] - 1e-9).any()
