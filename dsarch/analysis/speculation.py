@@ -42,11 +42,11 @@ def speedup(
 ) -> float:
     r"""Tokens per round over the time of a round, in plain passes.
 
-    $$S = \frac{1 - \alpha^{k+1}}{(1 - \alpha)(1 + k\,(c + w))}$$
+    $$S = \frac{1 - \alpha^{k+1}}{(1 - \alpha)(1 + k\,(c + \varepsilon))}$$
 
-    ``draft`` is $c$, the time of one draft, and ``extra`` is $w$, the time
-    that one token more adds to a pass. Source: Leviathan et al. 2023 for
-    $w = 0$.
+    ``draft`` is $c$, the time of one draft, and ``extra`` is
+    $\varepsilon$, the time that one token more adds to a pass. Source:
+    Leviathan et al. 2023 for $\varepsilon = 0$.
     """
     return tokens_per_pass(chance, drafts) / (1 + drafts * (draft + extra))
 

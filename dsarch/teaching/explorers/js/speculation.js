@@ -24,7 +24,7 @@ function tokensPerPass(a, k) {
   }
   return total;
 }
-/** Against plain decoding; c: a draft, w: one token more in a pass. */
+/** Against plain decoding; c: a draft, w: one more token in a pass. */
 const speedup = (a, k, c, w) => tokensPerPass(a, k) / (1 + k * (c + w));
 /** The best number of drafts up to `most`; the smaller of equals. */
 function bestDrafts(a, c, w, most) {
