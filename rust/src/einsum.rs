@@ -15,12 +15,54 @@ impl<T: Copy + Default + Add<Output = T> + Mul<Output = T>> Number for T {}
 /// Sum of products over every letter that the result lacks.
 ///
 /// `einsum("bthn,bshn->bhts", [&q, &k])` reads as in Python: a letter names
-/// an axis, and equal letters are one axis. Spaces are allowed.
+/// an axis, and equal letters are one axis. Spaces are allowed. More than two
+/// tensors are multiplied from left to right.
 ///
 /// # Panics
 /// If the letters do not fit the axes, or a letter has two sizes.
-pub fn einsum<T: Number>(spec: &str, [a, b]: [&Tensor<T>; 2]) -> Tensor<T> {
-    let terms = Terms::parse(spec);
+pub fn einsum<T: Number, const N: usize>(
+    spec: &str,
+    tensors: [&Tensor<T>; N],
+) -> Tensor<T> {
+    let letters = |x: &str| x.chars().filter(|c| *c != ' ').collect();
+    let (names, out) = spec
+        .split_once("->")
+        .unwrap_or_else(|| panic!("{spec:?} is not 'ab,bc->ac'"));
+    let names: Vec<Vec<char>> = names.split(',').map(letters).collect();
+    let count = names.len();
+    assert!(count == N && N > 1, "{spec:?} does not name {N} tensors");
+    chain(spec, &names, letters(out), &tensors)
+}
+
+/// The product of the first two, times the others.
+fn chain<T: Number>(
+    spec: &str,
+    names: &[Vec<char>],
+    out: Vec<char>,
+    tensors: &[&Tensor<T>],
+) -> Tensor<T> {
+    let [a, b] = [0, 1].map(|i| names[i].clone());
+    let (whole, rest) = (spec.to_string(), &names[2..]);
+    if rest.is_empty() {
+        let terms = Terms { spec: whole, a, b, out };
+        return pair(&terms, [tensors[0], tensors[1]]);
+    }
+    let needed = |x: &char| rest.iter().chain([&out]).any(|y| y.contains(x));
+    let mut kept: Vec<char> = Vec::new();
+    for letter in a.iter().chain(&b).filter(|x| needed(x)) {
+        if !kept.contains(letter) {
+            kept.push(*letter);
+        }
+    }
+    let terms = Terms { spec: whole, a, b, out: kept.clone() };
+    let first = pair(&terms, [tensors[0], tensors[1]]);
+    let names = [&[kept][..], rest].concat();
+    let tensors = [&[&first][..], &tensors[2..]].concat();
+    chain(spec, &names, out, &tensors)
+}
+
+/// The product of two tensors.
+fn pair<T: Number>(terms: &Terms, [a, b]: [&Tensor<T>; 2]) -> Tensor<T> {
     let size = |letter| terms.size(letter, [&a.shape, &b.shape]);
     let shape: Vec<usize> = terms.out.iter().map(|&x| size(x)).collect();
     let mut out = Tensor::zeros(&shape);
@@ -54,16 +96,6 @@ struct Terms {
 }
 
 impl Terms {
-    fn parse(spec: &str) -> Self {
-        let letters = |x: &str| x.chars().filter(|c| *c != ' ').collect();
-        let cut = spec.split_once("->").and_then(|(terms, out)| {
-            terms.split_once(',').map(|(a, b)| [a, b, out].map(letters))
-        });
-        let [a, b, out]: [Vec<char>; 3] =
-            cut.unwrap_or_else(|| panic!("{spec:?} is not 'ab,bc->ac'"));
-        Self { spec: spec.to_string(), a, b, out }
-    }
-
     /// The letters that are summed over, in order of appearance.
     fn summed(&self) -> Vec<char> {
         let mut found: Vec<char> = Vec::new();

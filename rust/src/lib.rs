@@ -20,6 +20,7 @@ pub mod dsa;
 pub mod einsum;
 pub mod error;
 pub mod generate;
+pub mod indexing;
 pub mod json;
 pub mod layers;
 pub mod mla;

@@ -63,6 +63,21 @@ fn a_full_sum_and_an_outer_product() {
 }
 
 #[test]
+fn three_tensors_are_multiplied_from_the_left() {
+    let (q, w, c) =
+        (counting(&[2, 3, 4]), counting(&[3, 4, 5]), counting(&[7, 5]));
+    let step = einsum("thn,hnc->thc", [&q, &w]);
+    let expected = einsum("thc,sc->hts", [&step, &c]);
+    assert_eq!(einsum("thn,hnc,sc->hts", [&q, &w, &c]), expected);
+}
+
+#[test]
+#[should_panic(expected = "does not name 2 tensors")]
+fn every_tensor_is_named() {
+    einsum("ts,sv,vw->tw", [&counting(&[2, 3]), &counting(&[3, 5])]);
+}
+
+#[test]
 #[should_panic(expected = "letter s has sizes [3, 4]")]
 fn one_letter_has_one_size() {
     einsum("ts,sv->tv", [&counting(&[2, 3]), &counting(&[4, 5])]);

@@ -12,6 +12,7 @@ from dsarch.checkpoint import load_checkpoint
 from dsarch.config import Config
 from dsarch.dsa import SparseMLA, chosen, top_k
 from dsarch.generate import generate, speculate
+from dsarch.indexing import indexer_loss
 from dsarch.layers import causal_mask, positions
 from dsarch.mla import expanded
 from dsarch.model import DeepSeek
@@ -96,6 +97,7 @@ def dsa(generator: Generator) -> Vectors:
         "out.k_index": k,
         "out.scores": score,
         "out.chosen": read,
+        "out.indexer_loss": indexer_loss(layer, wide, phase, mask).reshape(1),
         "out.layer": layer.o_proj(o.flatten(-2)),
     }
 

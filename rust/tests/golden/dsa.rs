@@ -1,4 +1,5 @@
 use dsarch::dsa::{chosen, gathers, top_k, SparseMLA};
+use dsarch::indexing::indexer_loss;
 use dsarch::layers::{causal_mask, positions};
 use dsarch::rope::phases;
 use dsarch::{Cache, Config, Tensor};
@@ -46,6 +47,8 @@ fn the_indexer_scores_and_chooses_as_in_python() {
     let index = top_k(&score, &mask, layer.topk);
     let read = chosen(&index, &mask).map(|x| f32::from(u8::from(*x)));
     assert_eq!(read, golden.tensor("out.chosen"));
+    let loss = indexer_loss(&layer, &x, &phase, &mask);
+    golden.check("indexer_loss", &Tensor::new(&[1], vec![loss]));
 }
 
 #[test]
