@@ -1,9 +1,12 @@
 """The search finds what is there, with and without a server."""
 
-import pytest
-from playwright.sync_api import Browser
+import re
+from urllib.parse import quote
 
-from book.contents import CHAPTERS
+import pytest
+from playwright.sync_api import Browser, TimeoutError
+
+from book.contents import CHAPTERS, ROOT
 from tests.site.pages import SITE, opened
 
 TERMS = {"quick reference": "intro", "absorption": "glossary"} | {
@@ -24,3 +27,25 @@ def test_search(browser: Browser, base: str, term: str, scheme: str) -> None:
         hits.first.wait_for(timeout=10_000)
         links = hits.evaluate_all("all => all.map(a => a.href)")
         assert any(f"/{target}.html" in link for link in links), links
+
+
+def glossary() -> list[str]:
+    """Every term that the glossary explains."""
+    text = (ROOT / "glossary.md").read_text(encoding="utf8")
+    block = text.split("```{glossary}\n", 1)[1].split("\n```", 1)[0]
+    return re.findall(r"^(?=\S)(.+)$", block, re.M)
+
+
+def test_search_finds_every_term_of_the_glossary(
+    browser: Browser, base: str
+) -> None:
+    missing = []
+    for term in glossary():
+        url = f"{base}/search.html?q={quote(term)}"
+        with opened(browser, url, base) as (page, _):
+            hits = page.locator("#search-results li a[href*='glossary.html']")
+            try:
+                hits.first.wait_for(timeout=10_000)
+            except TimeoutError:
+                missing.append(term)
+    assert not missing, missing
