@@ -60,31 +60,37 @@ def test_v3_layout(witness):
     assert sharded == pytest.approx(expected)
     dual = memory.device_state(dense, routed, layout, stage=1, copies=2)
     assert dual == pytest.approx(2 * expected)
-    counted = counted_bytes(layout, 96, 2 * 16 * 64 * 128)
-    formula = memory.device_state(96 * 2**14, 2**18, layout, 1, copies=2)
+    small = memory.Layout(data=12, pipeline=4, expert=3)
+    counted = dealt_out(small, 2, 5, 480, 960)
+    formula = memory.device_state(4 * 480, 4 * 960, small, 1, copies=2)
     assert counted == formula
     witness(
         "eq-device-state",
         abs(counted - formula) / formula,
         code="dsarch.train.memory.device_state",
-        reference="identity: bytes dealt out parameter by parameter",
+        reference="identity: parameters dealt out one by one",
     )
 
 
-def counted_bytes(layout: memory.Layout, dense: int, routed: int) -> float:
-    """Deal blocks to devices by hand; what device 0 holds, ZeRO-1, DualPipe.
+def dealt_out(
+    layout: memory.Layout, stage: int, rank: int, dense: int, routed: int
+) -> int:
+    """Every parameter of a DualPipe run given to its holders, one by one.
 
-    ``dense`` blocks of 2**14 parameters and ``routed`` parameters lie evenly on
-    16 stages; a device has two stages.
+    A pipeline stage has ``dense`` and ``routed`` parameters; a device at
+    ``stage`` holds that one and its mirror image. Bytes of ``rank``: 4 for a
+    weight and gradient it holds, 12 for the state that it alone owns.
     """
-    mine = 2 * (dense * 2**14 // layout.pipeline)
-    total = 0.0
-    for owner in range(layout.data):
-        total += mine / layout.data * 12 if owner == 0 else 0
-    total += 4 * mine
-    experts = 2 * (routed // layout.pipeline) // layout.expert
-    holders = [r for r in range(layout.data) if r % layout.expert == 0]
-    return total + 4 * experts + 12 * experts / len(holders)
+    total = 0
+    for _ in {stage, layout.pipeline - 1 - stage}:
+        for number in range(dense):
+            total += 4 + 12 * (number % layout.data == rank)
+        for number in range(routed):
+            if number % layout.expert == rank % layout.expert:
+                owner = number // layout.expert
+                owner %= layout.data // layout.expert
+                total += 4 + 12 * (owner == rank // layout.expert)
+    return total
 
 
 @pytest.mark.parametrize("n", (2, 3, 5))
