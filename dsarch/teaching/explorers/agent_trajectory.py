@@ -69,7 +69,7 @@ def kept(
 def _checks(runs: list[dict]) -> list[Check]:
     checks: list[Check] = []
     for run in runs:
-        for talk in next(iter(run["stages"].values()))[::3]:
+        for talk in run["stages"][0][::3]:
             parts = split(talk["mask"])
             checks.append(("split", [talk["mask"], PROMPT], parts))
             roles = [ROLES[who] for who in parts[::3]]
@@ -100,12 +100,17 @@ def agent_trajectory() -> Explorer:
     """
     found = recorded()
     runs = [
-        {"seed": run["seed"], "stages": run["episodes"]}
+        {"seed": run["seed"], "stages": list(run["episodes"].values())}
         for run in found["runs"]
     ]
     return Explorer(
         "agent_trajectory",
-        {"words": WORDS, "prompt": PROMPT, "runs": runs},
+        {
+            "words": WORDS,
+            "prompt": PROMPT,
+            "stages": list(found["runs"][0]["episodes"]),
+            "runs": runs,
+        },
         title="What does an agent say, and what is trained?",
         columns=["seed", "tools' words trained", "masked", "after GRPO"],
         rows=_rows(found),

@@ -1,6 +1,6 @@
 // Recorded conversations of an agent, turn by turn.
-// data: {words, prompt, runs: [{seed, stages: {name: [{database, asked,
-// tokens, mask, solved, advantage}]}}]}
+// data: {words, prompt, stages, runs: [{seed, stages: [[{database, asked,
+// tokens, mask, solved, advantage}]]}]}
 import { bars, define, fold, heading, num, plural, table, tiles } from "./lib.js";
 
 const ROLES = ["user", "assistant", "tool"];
@@ -45,8 +45,8 @@ const STRATEGIES = [
 ];
 
 function controls(data) {
-  const stages = Object.keys(data.runs[0].stages);
-  const count = data.runs[0].stages[stages[0]].length;
+  const { stages } = data,
+    count = data.runs[0].stages[0].length;
   return [
     {
       kind: "radio",
@@ -106,8 +106,7 @@ function controls(data) {
 }
 
 function chosen(s, data) {
-  const { stages } = data.runs[s.run];
-  return stages[Object.keys(stages)[s.stage]];
+  return data.runs[s.run].stages[s.stage];
 }
 
 function view(s, { data, width }) {

@@ -108,7 +108,7 @@ const KINDS = {
   whole: ["FLOP per token", flop],
   bytes: ["bytes per step", bytes],
 };
-const short = (v) => (v >= 1e3 ? `${num(v / 1024, 3)}K` : num(v));
+const short = (v) => (v >= 1e3 ? `${num(v / 1e3, 3)}k` : num(v));
 
 function curves(s, data, width) {
   const [label, format] = KINDS[s.show];
