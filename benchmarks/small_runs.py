@@ -3,8 +3,11 @@
 ``OMP_NUM_THREADS=1 python -m benchmarks.small_runs`` trains 34 very small
 models (about 3 minutes on one core) and writes
 ``chapters/data/small_runs.json``, which holds this command and the sizes.
+With ``fit`` behind it, the command only fits the runs of that file again.
 """
 
+import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from benchmarks import schedules as small
 from dsarch import DeepSeek
 from dsarch.mtp import nll
-from dsarch.train import schedule
+from dsarch.train import scaling, schedule
 from dsarch.train.data import Batch, Corpus
 from dsarch.train.loss import Loss, isolated
 
@@ -106,9 +109,24 @@ def floor() -> float:
     return round(torch.cat(chosen).mean().item(), 4)
 
 
-def main() -> None:
+def fitted(out: dict[str, Any]) -> list[list[float]]:
+    """Chinchilla's five constants, then those of ten resamplings."""
+    names = ("parameters", "tokens")
+    sizes, tokens = ([run[name] for run in out["sizes"]] for name in names)
+    losses = [run["excess"] + out["floor"] for run in out["sizes"]]
+    best = scaling.fit_chinchilla(sizes, tokens, losses)
+    fits = scaling.bootstrap(
+        sizes,
+        tokens,
+        losses,
+        draws=10,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return [[float(f"{x:.4g}") for x in fit] for fit in (best, *fits)]
+
+
+def trained() -> dict[str, Any]:
     """All three questions, in this order."""
-    torch.set_num_threads(1)
     out: dict[str, Any] = {"command": COMMAND, "peak": PEAK, "floor": floor()}
     out["packing"] = [
         packing_run(seed, masked) for seed in SEEDS for masked in (0, 1)
@@ -124,7 +142,17 @@ def main() -> None:
             for steps in LENGTHS:
                 out["sizes"].append(size_run(width, steps, seed))
                 print(out["sizes"][-1], flush=True)
-    small.write("small_runs.json", out)
+    return out
+
+
+def main() -> None:
+    """Train, fit and write."""
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["fit"]:
+        out = json.loads((small.FOLDER / "small_runs.json").read_text())
+    else:
+        out = trained()
+    small.write("small_runs.json", out | {"fits": fitted(out)})
 
 
 if __name__ == "__main__":

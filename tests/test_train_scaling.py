@@ -82,12 +82,21 @@ def test_kaplan():
         (1e22, 5.545e-4, 4.588e6, 5.873e10, 1.703e11),
     ),
 )
-def test_deepseeks_laws(flops, rate, batch, model, data):
+def test_deepseeks_laws(flops, rate, batch, model, data, witness):
     assert scaling.deepseek_rate(flops) == pytest.approx(rate, rel=1e-3)
     assert scaling.deepseek_batch(flops) == pytest.approx(batch, rel=1e-3)
     m, d = scaling.deepseek_optimum(flops)
     assert (m, d) == pytest.approx((model, data), rel=1e-3)
     assert m * d == pytest.approx(flops, rel=1e-3)
+    witness(
+        "eq-deepseek-laws",
+        max(
+            abs(scaling.deepseek_rate(flops) / rate - 1),
+            abs(m * d / flops - 1),
+        ),
+        code="dsarch.train.scaling.deepseek_optimum",
+        reference="values worked out from the report; model times data = C",
+    )
 
 
 def test_deepseeks_7b():
@@ -113,9 +122,20 @@ def runs(law, noise=0.0):
     return columns
 
 
-def test_the_fit_finds_the_law():
+def test_the_fit_finds_the_law(witness):
     law = scaling.CHINCHILLA_REFITTED
-    fit = scaling.fit_chinchilla(*runs(law))
+    n, d, losses = runs(law)
+    fit = scaling.fit_chinchilla(n, d, losses)
+    logs = torch.tensor([n, d], dtype=torch.float64).log()
+    e, a, b = (math.log(x) for x in law[:3])
+    parts = [a - law.alpha * logs[0], b - law.beta * logs[1]]
+    sums = torch.stack([*parts, torch.full_like(logs[0], e)]).logsumexp(0)
+    witness(
+        "eq-chinchilla",
+        (sums.exp() - torch.tensor(losses)).abs().max(),
+        code="dsarch.train.scaling.Chinchilla.loss",
+        reference="torch logsumexp, the form that was fitted",
+    )
     assert fit.alpha == pytest.approx(law.alpha, rel=1e-4)
     assert fit.beta == pytest.approx(law.beta, rel=1e-4)
     assert fit.E == pytest.approx(law.E, rel=1e-4)

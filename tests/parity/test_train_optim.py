@@ -52,13 +52,20 @@ OPTIONS = (
 @pytest.mark.parametrize(
     "path", ({"foreach": False}, {}, {"foreach": True}, {"fused": True})
 )
-def test_adamw_is_torchs(options, path, dtype):
+def test_adamw_is_torchs(options, path, dtype, witness):
     ours, mine = run(lambda p: optim.AdamW(p, **path, **options), dtype)
     theirs, torchs = run(lambda p: torch.optim.AdamW(p, **options), dtype)
     for a, b in zip(ours, theirs, strict=True):
         close(a, b)
         for name, value in torchs.state[b].items():
             close(mine.state[a][name], value)
+        if dtype == torch.float64:
+            witness(
+                "eq-adamw",
+                (a - b).abs().max(),
+                code="dsarch.train.optim.adamw_update",
+                reference="torch optim.AdamW",
+            )
 
 
 def test_adamw_one_by_one_is_bit_equal():
@@ -134,7 +141,7 @@ def test_closure_is_called_with_gradients():
 @pytest.mark.parametrize("adjust", (None, "original", "match_rms_adamw"))
 @pytest.mark.parametrize("nesterov", (True, False))
 @pytest.mark.parametrize("shape", ((8, 5), (5, 8), (6, 6)))
-def test_muon_is_torchs(shape, nesterov, adjust):
+def test_muon_is_torchs(shape, nesterov, adjust, witness):
     options = {
         "lr": 0.05,
         "weight_decay": 0.2,
@@ -154,6 +161,12 @@ def test_muon_is_torchs(shape, nesterov, adjust):
         results.append(w.detach())
     # Both run the same bf16 products in the same order.
     close(*results)
+    witness(
+        "eq-muon",
+        (results[0] - results[1]).abs().max(),
+        code="dsarch.train.muon.orthogonalise",
+        reference="torch optim.Muon",
+    )
 
 
 def test_muon_of_many_matrices_is_torchs():
@@ -185,7 +198,7 @@ def test_muon_takes_torchs_arguments():
 @pytest.mark.parametrize("norm_type", (2.0, 1.0, math.inf))
 @pytest.mark.parametrize("max_norm", (0.1, 1e3))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_clipping_is_torchs(dtype, max_norm, norm_type):
+def test_clipping_is_torchs(dtype, max_norm, norm_type, witness):
     norms, grads = [], []
     for clip in (optim.clip_grad_norm, nn.utils.clip_grad_norm_):
         params = weights(dtype)
@@ -196,6 +209,13 @@ def test_clipping_is_torchs(dtype, max_norm, norm_type):
     close(norms[0], norms[1])
     for a, b in zip(*grads, strict=True):
         close(a, b)
+        if dtype == torch.float64:
+            witness(
+                "eq-clip",
+                (a - b).abs().max(),
+                code="dsarch.train.optim.clip_grad_norm",
+                reference="torch nn.utils.clip_grad_norm_",
+            )
 
 
 def test_clipping_golden():

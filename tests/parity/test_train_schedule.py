@@ -33,6 +33,10 @@ def same(a: list[float], b: list[float]) -> None:
     assert a == pytest.approx(b, rel=1e-10, abs=1e-10)
 
 
+def gap(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
 def test_linear_is_transformers():
     make = partial(
         optimization.get_linear_schedule_with_warmup,
@@ -42,7 +46,7 @@ def test_linear_is_transformers():
     same(ours(schedule.linear, warmup_steps=5, total=19), rates(make))
 
 
-def test_cosine_is_transformers():
+def test_cosine_is_transformers(witness):
     """Up to the end; afterwards theirs rises again and ours stays down."""
     make = partial(
         optimization.get_cosine_schedule_with_warmup,
@@ -52,6 +56,12 @@ def test_cosine_is_transformers():
     mine = ours(schedule.cosine, warmup_steps=4, total=18)
     same(mine[:19], rates(make)[:19])
     assert mine[18:] == pytest.approx([0.0] * 5)
+    witness(
+        "eq-cosine",
+        gap(mine[:19], rates(make)[:19]),
+        code="dsarch.train.schedule.cosine",
+        reference="transformers get_cosine_schedule_with_warmup",
+    )
 
 
 def test_constant_is_transformers():
@@ -65,7 +75,7 @@ def test_constant_is_transformers():
     ("theirs", "shape"),
     (("linear", "linear"), ("cosine", "cosine"), ("1-sqrt", "sqrt")),
 )
-def test_wsd_is_transformers(theirs, shape):
+def test_wsd_is_transformers(theirs, shape, witness):
     make = partial(
         optimization.get_wsd_schedule,
         num_warmup_steps=3,
@@ -75,7 +85,14 @@ def test_wsd_is_transformers(theirs, shape):
         min_lr_ratio=0.0,
     )
     options = {"warmup_steps": 3, "total": 16, "decay_steps": 6}
-    same(ours(schedule.wsd, shape=shape, **options), rates(make))
+    mine = ours(schedule.wsd, shape=shape, **options)
+    same(mine, rates(make))
+    witness(
+        "eq-wsd",
+        gap(mine, rates(make)),
+        code="dsarch.train.schedule.wsd",
+        reference="transformers get_wsd_schedule",
+    )
 
 
 def test_wsd_floor_is_transformers_after_warmup():

@@ -49,7 +49,7 @@ def _checks() -> list[Check]:
 
 
 def _rows(flops: float) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, law in LAWS.items():
         n, d = law.optimum(flops)
         cells = f"{n / 1e9:.1f}B", f"{d / 1e12:.2f}T", f"{d / n:.1f}"

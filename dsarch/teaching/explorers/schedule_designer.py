@@ -54,8 +54,8 @@ def _checks() -> list[Check]:
     checks: list[Check] = []
     for kind in KINDS:
         for step in (0, 30, 700, 950):
-            args = [kind, step, 1000, 50, 200, 0.1, "sqrt"]
-            checks.append(("rate", args, rate(*args)))
+            args = (kind, step, 1000, 50, 200, 0.1, "sqrt")
+            checks.append(("rate", [*args], rate(*args)))
         checks.append(
             ("reusable", [kind, 1000, 50, 200], reusable(kind, 1000, 50, 200))
         )
@@ -66,7 +66,7 @@ def _checks() -> list[Check]:
 
 
 def _rows() -> list[tuple[str, ...]]:
-    shown = []
+    shown: list[tuple[str, ...]] = []
     for kind in KINDS:
         args = (1000, 50, 200, 0.1, "sqrt")
         values = [rate(kind, s, *args) for s in (100, 500, 850, 999)]
