@@ -195,7 +195,7 @@ function view(s, { data, width }) {
     }) +
     curves(s, data, width) +
     table(
-      ["", "FLOP per token", "bytes per step"],
+      ["Attention", "FLOP per token", "bytes per step"],
       [
         ["dense", flop(df / s.batch), bytes(db)],
         ["sparse", flop(sf / s.batch), bytes(sb)],
