@@ -3,7 +3,8 @@
 ``OMP_NUM_THREADS=1 python -m benchmarks.grpo`` fine-tunes three small DeepSeek
 models until they answer about a quarter of the questions, then trains each of
 them further with GRPO, in several ways (about 7 minutes of one core), and
-writes ``chapters/data/grpo.json``.
+writes ``chapters/data/grpo.json``. With the argument ``tiny`` only the tiny
+pre-trained model is asked again, in seconds.
 """
 
 import copy
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dsarch import Config, DeepSeek
+from dsarch import Config, DeepSeek, load_checkpoint
 from dsarch.post.addition import VOCABULARY, Addition
 from dsarch.post.loop import (
     collect,
@@ -23,6 +24,8 @@ from dsarch.post.loop import (
     success,
 )
 from dsarch.post.objective import Objective, objective
+from dsarch.post.rollout import rollout
+from dsarch.train.tokenizer import BOS
 
 COMMAND = "OMP_NUM_THREADS=1 python -m benchmarks.grpo"
 TARGET = Path(__file__).parents[1] / "chapters" / "data" / "grpo.json"
@@ -116,6 +119,52 @@ def means(values: list[float]) -> list[float]:
     return [round(part.mean().item(), 4) for part in parts]
 
 
+def quiz(digits: int, generator: torch.Generator) -> dict:
+    """Answers of the tiny pre-trained model to 64 questions, 8 to each."""
+    weights = Path(__file__).parents[1] / "weights" / "tiny-pretrained"
+    model = load_checkpoint(weights, dtype=torch.float32)
+    shape, low = (64, 2), 10 ** (digits - 1)
+    pairs = torch.randint(low, 10 * low, shape, generator=generator)
+    pairs = pairs.repeat_interleave(GROUP, 0).tolist()
+    prompts = torch.tensor([[BOS, *f"{a}+{b}=".encode()] for a, b in pairs])
+    found = rollout(model, prompts, 32, eos=ord("\n"), generator=generator)
+    right = torch.tensor(
+        [
+            said(row[prompts.shape[1] :]).split(";")[-1] == str(a + b)
+            for row, (a, b) in zip(found.tokens.tolist(), pairs, strict=True)
+        ]
+    ).unflatten(0, (64, GROUP))
+    useful = right.any(1) & ~right.all(1)
+    return {
+        "digits": digits,
+        "answers": right.numel(),
+        "right": int(right.sum()),
+        "useful": int(useful.sum()),
+        "first": said(found.tokens[0].tolist()),
+    }
+
+
+def said(row: list[int]) -> str:
+    """Characters up to the end of the line or of the document."""
+    text = "".join(chr(x) if x < 256 else "" if x == BOS else "\n" for x in row)
+    return text.split("\n")[0]
+
+
+def tiny() -> None:
+    """Ask the tiny model and add the answers to the record."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    out = json.loads(TARGET.read_text(encoding="utf8"))
+    out["tiny"] = [quiz(digits, generator) for digits in (2, 3)]
+    write(out)
+
+
+def write(out: dict) -> None:
+    """Store the record."""
+    text = json.dumps(out, separators=(",", ":"))
+    TARGET.write_text(text + "\n", encoding="utf8")
+
+
 def main(names: list[str]) -> None:
     """Train everything and write the record."""
     torch.set_num_threads(1)
@@ -128,9 +177,12 @@ def main(names: list[str]) -> None:
         seeds = RUNS[name][3]
         runs = [train(starts[s][0], name, s) for s in seeds]
         out["runs"][name] = {"rate": RUNS[name][1], "seeds": runs}
-    text = json.dumps(out, separators=(",", ":"))
-    TARGET.write_text(text + "\n", encoding="utf8")
+    write(out)
+    tiny()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(RUNS))
+    if sys.argv[1:] == ["tiny"]:
+        tiny()
+    else:
+        main(sys.argv[1:] or list(RUNS))
