@@ -171,6 +171,14 @@ def test_biases_move_once_per_step_by_the_whole_load():
         assert bias.abs().max() == pytest.approx(0.02)
 
 
+def test_a_model_without_experts_trains_too():
+    cfg = CFG.replace(first_k_dense_replace=2, num_nextn_predict_layers=0)
+    net = DeepSeek(cfg, torch.Generator().manual_seed(1)).double()
+    rows = trainer(net=net, rate=lambda step: 0.003).run()
+    assert rows[-1]["violation"] == 0
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
 def test_every_router_is_seen_once():
     """One dense layer, one with experts, and the MTP layer."""
     net = model()

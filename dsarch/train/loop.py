@@ -130,7 +130,8 @@ class Trainer:
             apply(optimizer, rate)
         move_biases(counts, self.plan.bias_speed(step))
         self.step += 1
-        worst = max(balance(n).max_violation for n in counts.values())
+        loaded = (balance(n).max_violation for n in counts.values())
+        worst = max(loaded, default=0.0)
         row |= {"norm": norm.item(), "rate": rate, "violation": worst}
         return {"step": step, **row, "seconds": time.perf_counter() - start}
 
