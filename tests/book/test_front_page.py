@@ -22,6 +22,7 @@ COMPONENTS = {
     "WSD scheduler": 11,
     "DPO": 12,
     "Knowledge distillation": 13,
+    "Sparse attention": 14,
 }
 
 
