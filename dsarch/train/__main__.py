@@ -17,7 +17,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; every default is that of the committed weights."""
     parser = argparse.ArgumentParser(prog="python -m dsarch.train")
     commands = parser.add_subparsers(dest="command", required=True)
-    first = commands.add_parser("pretrain", help="the tiny DeepSeek, 8 minutes")
+    first = commands.add_parser("pretrain", help="the tiny DeepSeek, 7 minutes")
     first.add_argument("--steps", type=int, default=2000)
     first.add_argument("--rate", type=float, default=6e-3)
     first.add_argument("--seed", type=int, default=0)
