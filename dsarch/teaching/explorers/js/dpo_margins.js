@@ -74,10 +74,10 @@ const rewards = (sums, beta) => [
 
 const SUMS = ["policyChosen", "policyRejected", "refChosen", "refRejected"];
 const NAMES = [
-  "Policy: log-probability of the chosen answer",
-  "Policy: of the rejected answer",
-  "Reference: of the chosen answer",
-  "Reference: of the rejected answer",
+  "Policy, chosen: log-probability",
+  "Policy, rejected",
+  "Reference, chosen",
+  "Reference, rejected",
 ];
 const BETAS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5];
 
@@ -99,6 +99,7 @@ function controls(data) {
       label: "Loss",
       value: data.start.variant,
       options: data.variants,
+      wide: true,
     },
     ...SUMS.map((key, i) => ({
       kind: "slider",
