@@ -61,6 +61,16 @@ def test_the_optimum_is_one(law, witness):
         code="dsarch.train.scaling.Chinchilla.optimum",
         reference="identity: golden-section search",
     )
+    size = torch.tensor(n, dtype=torch.float64, requires_grad=True)
+    law.loss(size, 1e21 / 6 / size).backward()
+    slope = (size.grad * size).abs().item()
+    assert slope < 1e-10
+    witness(
+        "eq-optimum",
+        slope,
+        code="dsarch.train.scaling.Chinchilla.optimum",
+        reference="torch autograd: no slope along the line of equal compute",
+    )
 
 
 def test_kaplan():
