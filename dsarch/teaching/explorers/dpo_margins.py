@@ -56,6 +56,18 @@ def rewards(sums: Sequence[float], beta: float) -> list[float]:
     return [seen.chosen.item(), seen.rejected.item()]
 
 
+def _checks(found: dict[str, list[float]], beta: float) -> list[Check]:
+    """The pair shown first under every loss, and one that is ranked well."""
+    moved = (-8.0, -13.0, *START[2:])
+    checks: list[Check] = [("rewards", [START, beta], rewards(START, beta))]
+    for name, value in found.items():
+        near = [name, START, beta, SMOOTHING, LENGTHS]
+        checks.append(("pairLoss", near, value))
+        far = (moved, 5 * beta, SMOOTHING, LENGTHS)
+        checks.append(("pairLoss", [name, *far], pair_loss(name, *far)))
+    return checks
+
+
 def dpo_margins(variant: str = "sigmoid", beta: float = 0.1) -> Explorer:
     """One pair, four log-probabilities, and every member of the family.
 
@@ -65,12 +77,6 @@ def dpo_margins(variant: str = "sigmoid", beta: float = 0.1) -> Explorer:
     settings = (START, beta, SMOOTHING, LENGTHS)
     pair_loss(variant, *settings)
     found = {name: pair_loss(name, *settings) for name in VARIANTS}
-    moved = (-8.0, -13.0, *START[2:])
-    checks: list[Check] = [("rewards", [START, beta], rewards(START, beta))]
-    for name, value in found.items():
-        checks.append(("pairLoss", [name, *settings], value))
-        far = (moved, 5 * beta, SMOOTHING, LENGTHS)
-        checks.append(("pairLoss", [name, *far], pair_loss(name, *far)))
     return Explorer(
         "dpo_margins",
         {
@@ -85,6 +91,6 @@ def dpo_margins(variant: str = "sigmoid", beta: float = 0.1) -> Explorer:
             (LABELS.get(name, name), f"{a:.4f}", f"{-b:.4f}", f"{-c:.4f}")
             for name, (a, b, c) in found.items()
         ],
-        checks=checks,
+        checks=_checks(found, beta),
         hint=HINT,
     )
