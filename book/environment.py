@@ -9,6 +9,8 @@ KERNEL_ENV = {
     "DSARCH_STATIC": "1",
     # the order of floating-point sums
     "OMP_NUM_THREADS": os.environ.get("DSARCH_THREADS", "1"),
+    # threads that wait sleep: spinning stops a busy machine
+    "OMP_WAIT_POLICY": "PASSIVE",
     # the order of sets
     "PYTHONHASHSEED": "0",
     # progress bars print rates
