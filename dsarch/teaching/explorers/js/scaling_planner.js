@@ -17,6 +17,17 @@ const deepseekOptimum = (flops) => [
 ];
 const hours = (flops, peak, share) => flops / (peak * share) / 3600;
 
+/** A count with three digits: 72.4B, 1.33T. */
+function many(x) {
+  const units = ["", "K", "M", "B", "T"];
+  let i = 0;
+  while (x >= 999.5 && i < units.length - 1) {
+    x /= 1000;
+    i += 1;
+  }
+  return num(Number(x.toPrecision(3))) + units[i];
+}
+
 const controls = (data) => [
   {
     kind: "slider",
@@ -96,39 +107,39 @@ function view(s, { data, width }) {
         max: sizes.at(-1),
         log: true,
         label: "parameters",
-        format: (v) => num(v, 1),
+        format: many,
       },
       y: { min: low * 0.98, max: 1.3 * law.best, label: "loss" },
       dots: [{ x: n, y: mine, series: s.law }],
-      desc: `Loss against size at ${num(s.flops)} FLOP; your model ${num(n)} parameters, loss ${num(mine, 4)}`,
+      desc: `Loss against size at ${num(s.flops)} FLOP; your model ${many(n)} parameters, loss ${num(mine, 4)}`,
     }) +
     tiles([
-      { name: "Parameters", value: num(n), note: "embeddings counted" },
-      { name: "Tokens", value: num(d), note: `${num(d / n)} per parameter` },
+      { name: "Parameters", value: many(n), note: "embeddings counted" },
+      { name: "Tokens", value: many(d), note: `${num(d / n)} per parameter` },
       {
         name: "Loss",
         value: num(mine, 4),
         note: `${num(mine - law.best, 2)} above the best`,
       },
-      { name: "Device hours", value: num(time), note: "forward and backward" },
+      { name: "Device hours", value: many(time), note: "forward and backward" },
     ]) +
     table(
       ["Fit", "Parameters", "Tokens", "Tokens / parameter", "Loss"],
       found.map((f) => [
         f.name,
-        num(f.n),
-        num(f.d),
+        many(f.n),
+        many(f.d),
         num(f.d / f.n),
         num(f.best, 4),
       ]),
       { strong: s.law, caption: "The best split by each fit" },
     ) +
     `<p class="note">DeepSeek LLM's laws at this compute: rate ${num(deepseekRate(s.flops))}, ` +
-    `batch ${num(deepseekBatch(s.flops))} tokens, ${num(deepseekOptimum(s.flops)[0])} FLOP per ` +
-    `token over ${num(deepseekOptimum(s.flops)[1])} tokens.</p>`;
+    `batch ${many(deepseekBatch(s.flops))} tokens, ${many(deepseekOptimum(s.flops)[0])} FLOP per ` +
+    `token over ${many(deepseekOptimum(s.flops)[1])} tokens.</p>`;
   const say =
-    `${num(s.flops)} FLOP, ${law.name}: best ${num(law.n)} parameters and ${num(law.d)} tokens; ` +
-    `yours has ${num(n)} and loses ${num(mine - law.best, 2)}.`;
+    `${num(s.flops)} FLOP, ${law.name}: best ${many(law.n)} parameters and ${many(law.d)} tokens; ` +
+    `yours has ${many(n)} and loses ${num(mine - law.best, 2)}.`;
   return { html, say };
 }
 
