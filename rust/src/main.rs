@@ -1,4 +1,4 @@
-//! The command line: `dsarch kv v3`, `dsarch generate <folder> <prompt>`.
+//! The command line: `dsarch kv v3`, `dsarch fp8 0.3`, `dsarch generate ..`.
 
 use std::env;
 use std::path::Path;
@@ -6,12 +6,15 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use dsarch::error::{error, Result};
+use dsarch::fp8::formats::{decode_scale, encode_scale};
+use dsarch::fp8::{self, E4M3, E5M2, E5M6};
 use dsarch::generate::{decode, generate};
 use dsarch::sampling::Sampling;
 use dsarch::{tokenizer, Config, DeepSeek, Tensor};
 
 const USAGE: &str = "\
 usage: dsarch kv <v2-lite|v2|v3|v3.2|folder>
+       dsarch fp8 <value>
        dsarch generate <folder> <prompt> [count] [--speculative]
        dsarch bench <folder> <prompt> [count]";
 
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
 fn run(words: &[&str]) -> Result<String> {
     match words {
         ["kv", model] => kv(model),
+        ["fp8", value] => eight_bits(value),
         ["generate", folder, prompt, rest @ ..] => {
             let drafts = rest.contains(&"--speculative").then_some(1);
             let rest = rest.iter().filter(|x| **x != "--speculative");
@@ -67,6 +71,30 @@ fn kv(model: &str) -> Result<String> {
         folder => Config::open(Path::new(folder))?,
     };
     Ok(format!("{} bytes per token", 2 * cfg.kv_elements_per_token()))
+}
+
+/// A value in each format: code, bits, what it decodes to, and the error.
+fn eight_bits(word: &str) -> Result<String> {
+    let wide: f64 = match word.parse() {
+        Ok(x) => x,
+        Err(_) => return error(format!("{word:?} is no number")),
+    };
+    let x = wide as f32;
+    let line = |name: &str, code: u16, width: usize, value: f32| {
+        let digits = (width + 3) / 4 + 2;
+        let error = f64::from(value) - wide;
+        let bits = format!("{code:#0digits$X} {code:0width$b}");
+        format!("{name} {bits} {value} {error:+.4e}")
+    };
+    let formats = [("e4m3", E4M3, 8), ("e5m2", E5M2, 8), ("e5m6", E5M6, 12)];
+    let mut lines = Vec::new();
+    for (name, format, width) in formats {
+        let code = fp8::encode(x, format);
+        lines.push(line(name, code, width, fp8::decode(code, format)));
+    }
+    let code = encode_scale(x);
+    lines.push(line("ue8m0", u16::from(code), 8, decode_scale(code)));
+    Ok(lines.join("\n"))
 }
 
 fn prompt_of(text: &str) -> Result<Tensor<usize>> {

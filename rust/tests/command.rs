@@ -35,6 +35,21 @@ fn bytes_per_token_of_the_released_models() {
 }
 
 #[test]
+fn a_number_in_every_format() {
+    let expected = "\
+e4m3 0x2A 00101010 0.3125 +1.2500e-2
+e5m2 0x35 00110101 0.3125 +1.2500e-2
+e5m6 0x34D 001101001101 0.30078125 +7.8125e-4
+ue8m0 0x7E 01111110 0.5 +2.0000e-1
+";
+    assert_eq!(says(&["fp8", "0.3"]), expected);
+    let said = says(&["fp8", "-1000"]);
+    assert!(said.starts_with("e4m3 0xFE 11111110 -448 +5.5200e2\n"), "{said}");
+    assert!(said.ends_with("ue8m0 0xFF 11111111 NaN NaN\n"), "{said}");
+    refuses(&["fp8", "much"], "no number");
+}
+
+#[test]
 fn text_with_and_without_drafts() {
     let plain = says(&["generate", TINY, "The tall fox ", "20"]);
     assert!(plain.starts_with("The tall fox "));

@@ -29,7 +29,7 @@ from dsarch.rope import (
     softmax_factor,
     to_half_split,
 )
-from tests.golden import experts, models
+from tests.golden import experts, models, posting, training
 from tests.golden.parts import (
     LATENT,
     START,
@@ -161,6 +161,8 @@ MODULES: dict[str, Callable[[Generator], Vectors]] = {
         mla_lite,
         *experts.FUNCTIONS,
         *models.FUNCTIONS,
+        *training.FUNCTIONS,
+        *posting.FUNCTIONS,
     )
 }
 

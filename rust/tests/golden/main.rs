@@ -8,6 +8,8 @@ mod dsa;
 mod mla;
 mod model;
 mod moe;
+mod posting;
 mod rope;
 mod router;
 mod sampling;
+mod training;

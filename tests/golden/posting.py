@@ -1,0 +1,168 @@
+"""Golden vectors of post-training: losses, and gradients by autograd."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from dsarch.post import distill
+from dsarch.post.dpo import VARIANTS, dpo_loss
+from dsarch.post.grpo import advantages, kl_estimate
+from dsarch.post.logprobs import token_logprobs
+from dsarch.post.objective import Samples, objective, policy_loss
+from dsarch.post.ppo import gae
+from dsarch.post.reward import bradley_terry_loss
+from dsarch.post.sft import sft_loss
+from tests.golden.parts import Vectors, random, sizes
+
+POLICIES = {
+    "grpo": objective("grpo", beta=0.3),
+    "v3.2": objective("v3.2", beta=0.3),
+    "k1": objective("grpo", beta=0.3, kl="k1"),
+    "k2": objective("grpo", beta=0.3, kl="k2"),
+    "dr_grpo": objective("dr_grpo", max_length=9),
+    "dapo": objective("dapo"),
+    "gspo": objective("gspo", eps_low=0.05, eps_high=0.05, beta=0.3),
+    "gspo_v3.2": objective("v3.2", level="sequence", beta=0.3),
+    "cispo": objective("cispo"),
+    "two_sided": objective("grpo", delta=1.1),
+}
+
+
+def graded(name: str, loss: Callable[..., Tensor], *inputs: Tensor) -> Vectors:
+    """A loss in fp64 and what autograd says of each of its inputs."""
+    wide = [x.double().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        value = loss(*wide)
+        slopes = torch.autograd.grad(value, wide, allow_unused=True)
+    made = {f"out.{name}": value.detach()[None]}
+    for number, slope in enumerate(slopes):
+        if slope is not None:
+            made[f"out.{name}.gradient.{number}"] = slope
+    return made
+
+
+def sft(generator: Generator) -> Vectors:
+    """Log-probabilities, and the loss of the trained tokens."""
+    logits = random(generator, 2, 7, 11) * 3
+    tokens = torch.randint(11, (2, 7), generator=generator)
+    mask = torch.rand(2, 7, generator=generator) < 0.6
+    mask[0, 0] = True
+    return {
+        **sizes(temperature=0.7),
+        "in.logits": logits,
+        "in.tokens": tokens,
+        "in.mask": mask,
+        "out.logprobs": token_logprobs(
+            logits.double(), tokens, temperature=0.7
+        ),
+        **graded("loss", lambda x: sft_loss(x, tokens, mask), logits),
+    }
+
+
+def preferences(generator: Generator) -> Vectors:
+    """Bradley and Terry's loss, and every variant of DPO."""
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    sums = [random(generator, 6) * 4 - 9 for _ in names]
+    lengths = torch.randint(1, 9, (2, 6), generator=generator)
+    margin = random(generator, 6).abs()
+    made: Vectors = {
+        **sizes(beta=0.4, smoothing=0.1, centering=0.01),
+        **{f"in.{k}": x for k, x in zip(names, sums, strict=True)},
+        "in.lengths": lengths,
+        "in.margin": margin,
+    }
+    made |= graded(
+        "bradley_terry",
+        lambda c, r: bradley_terry_loss(c, r, margin=margin, centering=0.01),
+        *sums[:2],
+    )
+    reference = [x.double() for x in sums[2:]]
+    for variant in VARIANTS:
+        made |= graded(
+            variant,
+            lambda c, r, variant=variant: dpo_loss(
+                *(c, r, *reference),
+                beta=0.4,
+                variant=variant,
+                smoothing=0.1,
+                lengths=(lengths[0], lengths[1]),
+            ),
+            *sums[:2],
+        )
+    return made
+
+
+def grpo(generator: Generator) -> Vectors:
+    """Advantages, members of the policy losses, divergences, and GAE."""
+    rewards = torch.randint(3, (4, 3), generator=generator).float()
+    rewards[1] = 0.7
+    logp = -random(generator, 6, 8).abs() - 0.1
+    old = logp + 0.3 * random(generator, 6, 8)
+    ref = logp + 0.4 * random(generator, 6, 8)
+    mask = torch.rand(6, 8, generator=generator) < 0.7
+    mask[4] = False
+    values, scores = random(generator, 6, 8), random(generator, 6, 8)
+    advantage = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, 0.0])
+    keep = torch.tensor([True, True, True, False, True, True])
+    made: Vectors = {
+        "in.rewards": rewards,
+        "in.logp": logp,
+        "in.old_logp": old,
+        "in.ref_logp": ref,
+        "in.mask": mask,
+        "in.advantage": advantage,
+        "in.keep": keep,
+        "in.values": values,
+        "in.scores": scores,
+    }
+    for scale in ("group", "batch", "none"):
+        made[f"out.advantages.{scale}"] = advantages(rewards.double(), scale)
+    for kind in ("k1", "k2", "k3"):
+        made[f"out.kl.{kind}"] = kl_estimate(logp.double(), ref.double(), kind)
+    known = {"old_logp": old.double(), "ref_logp": ref.double(), "keep": keep}
+    for name, choice in POLICIES.items():
+        made |= graded(
+            name,
+            lambda x, choice=choice: (
+                policy_loss(
+                    Samples(x, advantage.double(), mask, **known), choice
+                ).loss
+            ),
+            logp,
+        )
+    found = gae(scores.double(), values.double(), mask, gamma=0.97, lam=0.9)
+    return made | {"out.gae": found[0], "out.returns": found[1]}
+
+
+def distillation(generator: Generator) -> Vectors:
+    """Divergences of softened logits, over all positions and over some."""
+    student, teacher = random(generator, 5, 9) * 2, random(generator, 5, 9) * 2
+    mask = torch.tensor([True, False, True, True, False])
+    losses: dict[str, Callable[..., Tensor]] = {
+        "kd": lambda s, t, m: distill.kd_loss(s, t, temperature=2.5, mask=m),
+        "reverse": lambda s, t, m: distill.reverse_kl_loss(
+            s, t, temperature=0.8, mask=m
+        ),
+    } | {
+        f"jsd_{beta}": lambda s, t, m, beta=beta: distill.jsd_loss(
+            s, t, beta=beta, temperature=1.3, mask=m
+        )
+        for beta in (0.0, 0.3, 1.0)
+    }
+    made: Vectors = {
+        "in.student": student,
+        "in.teacher": teacher,
+        "in.mask": mask,
+    }
+    for name, loss in losses.items():
+        for suffix, kept in (("", None), ("_masked", mask)):
+            made |= graded(
+                name + suffix,
+                lambda s, loss=loss, kept=kept: loss(s, teacher.double(), kept),
+                student,
+            )
+    return made
+
+
+FUNCTIONS = (sft, preferences, grpo, distillation)
