@@ -578,7 +578,7 @@ def my_gkd(student, teacher, mask, beta, temperature):
     def kl(log_a, log_b):
         return (log_a.exp() * (log_a - log_b)).sum(-1)[mask[:, 1:]].mean()
 
-    ...  # the two ends
+    # first the two ends
     log_m = ...
     return ...
 """,

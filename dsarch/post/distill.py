@@ -62,7 +62,8 @@ def kd_loss(
 ) -> Float[Tensor, ""]:
     r"""Hinton's soft loss, a mean over (unmasked) positions.
 
-    $$L = T^2\,KL\big(\sigma(z_t/T)\,\|\,\sigma(z_s/T)\big)$$
+    $$L = T^2\,KL(p\|q),\qquad p = \mathrm{softmax}(z^t/T),\quad
+      q = \mathrm{softmax}(z^s/T)$$
 
     Softening divides the gradient by $T^2$; the factor takes that back, so
     that the weight against a hard loss means the same at every temperature.
