@@ -8,7 +8,7 @@ RUN := $(BIN)/python
 # a benchmark that writes what a chapter shows is a record, the others compare
 RECORDS = $(shell grep -l chapters benchmarks/*.py)
 BENCHMARKS = $(filter-out $(RECORDS),$(wildcard benchmarks/*.py))
-CHAPTERS = $(wildcard chapters/*.ipynb proofs.ipynb)
+CHAPTERS = $(wildcard chapters/*.ipynb *.ipynb)
 
 .PHONY: help book test lint lab notebooks site site-test screenshot rust \
 	golden mutants bench records canary clean

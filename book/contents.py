@@ -39,6 +39,7 @@ PARTS = {
     ],
 }
 APPENDIX = [
+    "walk",
     "notation",
     "glossary",
     "proofs",

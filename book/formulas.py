@@ -43,14 +43,15 @@ def renderer() -> subprocess.Popen[str]:
 
 
 @cache
-def to_html(latex: str, display: bool) -> str:
-    """Return the formula as HTML and MathML.
+def to_html(latex: str, display: bool, output: str = "htmlAndMathml") -> str:
+    """Return the formula as HTML and MathML, or as one of them.
 
     A formula that KaTeX rejects raises `ValueError` with its reason.
     """
     process = renderer()
+    question = {"latex": latex, "display": display, "output": output}
     assert process.stdin and process.stdout
-    process.stdin.write(json.dumps({"latex": latex, "display": display}))
+    process.stdin.write(json.dumps(question))
     process.stdin.write("\n")
     process.stdin.flush()
     answer = json.loads(process.stdout.readline() or '{"error": "no answer"}')

@@ -44,6 +44,7 @@ from dsarch.teaching.explorers import (
     schedule_designer,
     speculation,
     temperature,
+    walk,
 )
 from dsarch.teaching.explorers.absorption_dial import crossover, order, roofline
 from dsarch.teaching.explorers.agent_trajectory import (
@@ -145,6 +146,7 @@ ALL: dict[str, Callable[..., Explorer]] = {
     "scaling_planner": scaling_planner,
     "kl_estimators": kl_estimators,
     "temperature": temperature,
+    "walk": walk,
 }
 COST = cost()
 CASES = 250
@@ -677,6 +679,19 @@ FORMULAS: dict[tuple[str, str], Formula] = {
     ("temperature", "divergence"): (bare, pair_of_logits),
     ("temperature", "reverse"): (backward, pair_of_logits),
     ("temperature", "gradient"): (gradient, pair_of_logits),
+    ("walk", "softmax"): (
+        lambda z: torch.tensor(z, dtype=torch.float64).softmax(-1).tolist(),
+        lambda d: [logits(d)],
+    ),
+    ("walk", "sigmoid"): (
+        lambda u: torch.tensor(u, dtype=torch.float64).sigmoid().item(),
+        lambda d: [d.gauss(0, 4)],
+    ),
+    ("walk", "keep"): (
+        lambda p, q: min(1.0, p / q),
+        lambda d: [d.random(), d.random() + 1e-3],
+    ),
+    ("walk", "gain"): (lambda *moved: -loss(*moved), moved),
 }
 
 
@@ -721,7 +736,8 @@ def test_shared_code():
 
 
 def test_stored_explorers_agree_with_their_data():
-    notebooks = sorted(map(str, (ROOT / "chapters").glob("*.ipynb")))
+    pages = [*ROOT.glob("chapters/*.ipynb"), *ROOT.glob("*.ipynb")]
+    notebooks = sorted(map(str, pages))
     assert node("stored.mjs", *notebooks)["problems"] == []
 
 
@@ -800,6 +816,7 @@ def test_text_of_the_reader_cannot_break_out():
         (lambda: temperature("warm"), "scene 'warm' is none of"),
         (lambda: group_advantage("ppo"), "'ppo' is none of"),
         (lambda: dpo_margins("ppo"), "'ppo' is none of"),
+        (lambda: walk("home"), "walk 'home' is none of"),
         (lambda: fp8("tensor"), "'tensor', expected 'number' or 'matrix'"),
     ],
 )

@@ -25,6 +25,7 @@ from dsarch.teaching.explorers import (
     schedule_designer,
     speculation,
     temperature,
+    walk,
 )
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -55,6 +56,8 @@ MAKERS = {
     "group_advantage": group_advantage,
     "kl_estimators": kl_estimators,
     "fp8_matrix": lambda: fp8("matrix"),
+    "walk": walk,
+    "walk_update": lambda: walk("update"),
 }
 DARK = {
     "--pst-color-text-base": "#ced6dd",

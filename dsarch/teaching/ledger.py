@@ -37,11 +37,12 @@ from dsarch.teaching.pages import cells, chapters, key, prose, root
 KINDS = ("expr", "source", "output", "choice")
 MODULES = ("count", "decode", "presets")
 FRONT = "intro README notation glossary troubleshooting".split()
+WALK = "walk.ipynb"
 
 
 def pages() -> list[Path]:
     """Every page whose figures the ledger answers for."""
-    front = [root() / f"{name}.md" for name in FRONT]
+    front = [root() / f"{name}.md" for name in FRONT] + [root() / WALK]
     return [path for path in front if path.is_file()] + chapters()
 
 

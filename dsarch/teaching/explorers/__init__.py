@@ -55,6 +55,7 @@ from dsarch.teaching.explorers.scaling_planner import scaling_planner
 from dsarch.teaching.explorers.schedule_designer import schedule_designer
 from dsarch.teaching.explorers.speculation import speculation
 from dsarch.teaching.explorers.temperature import temperature
+from dsarch.teaching.explorers.walk import walk
 
 __all__ = [
     "Answer",
@@ -81,4 +82,5 @@ __all__ = [
     "schedule_designer",
     "speculation",
     "temperature",
+    "walk",
 ]
