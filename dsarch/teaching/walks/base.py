@@ -18,7 +18,7 @@ from dsarch.teaching.pages import root
 from dsarch.teaching.walks import words
 from dsarch.train.tokenizer import BOS, decode, encode
 
-SHOWN = 8
+SHOWN = 6
 Check = tuple[str, list, object]
 
 

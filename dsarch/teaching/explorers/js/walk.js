@@ -23,8 +23,9 @@ const gain = (ratio, advantage, low, high) =>
   );
 
 const STYLE = `<style>
-.walk { display: grid; gap: .2rem 1.6rem; margin-top: .5rem; }
-.walk.two { grid-template-columns: minmax(0, 5fr) minmax(0, 6fr); }
+.walk { display: grid; grid-template-columns: minmax(0, 1fr); gap: .2rem 1.6rem; margin-top: .5rem; }
+.walk.two { grid-template-columns: minmax(0, 4fr) minmax(0, 5fr); }
+.walk table { font-size: .8rem; } .walk :is(th, td) { padding: .22rem .28rem; }
 .walk h4 { margin: .3rem 0 .1rem; font-size: 1.05rem; }
 .walk p { margin: .5rem 0; }
 .walk .tex { padding: .5rem 0; }
@@ -131,7 +132,7 @@ function view(s, { data, width }) {
   const step = data.steps[s.step - 1],
     { file } = data.sources[step.function];
   const two = width >= 640;
-  const room = two ? ((width - 26) * 6) / 11 : width;
+  const room = two ? ((width - 26) * 5) / 9 : width;
   const values = step.grids
     .map((grid) => cellsOf(grid) + strip(grid, room))
     .join("");
