@@ -4,8 +4,10 @@ import re
 import shutil
 
 import pytest
+import yaml
 
-from book import apidoc, formulas, inline_svg, lighten
+from book import apidoc, contents, formulas, inline_svg, lighten
+from dsarch.teaching.listing import Listing
 
 SVG = """<?xml version="1.0"?>
 <svg width="72pt" height="36pt" viewBox="0 0 72 36">
@@ -105,3 +107,12 @@ def test_pages_keep_what_they_need(tmp_path) -> None:
     assert "book.js" in intro
     assert '<td></td><th class="head"><p>a</p></th>' in intro
     assert "searchindex" in (tmp_path / "search.html").read_text()
+
+
+def test_tabs_in_outputs_are_read_as_tabs() -> None:
+    """A listing with a twin is a directive, which CommonMark would print."""
+    text = (contents.ROOT / "_config.yml").read_text(encoding="utf8")
+    config = yaml.safe_load(text)["sphinx"]["config"]
+    tabs = Listing("x", "y")._repr_markdown_()
+    assert tabs.startswith("`````{tab-set}")
+    assert config["nb_render_markdown_format"] == "myst"
