@@ -74,6 +74,23 @@ def test_chapters_quote_what_is_a_twin() -> None:
         assert TWINS.get(python) == rust, (chapter, python, rust)
 
 
+@pytest.mark.parametrize("number", range(1, 15))
+def test_every_chapter_has_a_twin_and_a_note(number: int) -> None:
+    """In its Implementation: a listing in two tabs, and what differs."""
+    path = next(ROOT.glob(f"chapters/{number:02}-*.ipynb"))
+    found, heading = {"tab": 0, "note": 0}, ""
+    for cell in json.loads(path.read_text("utf8"))["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^## (.*)", text, re.M) or [heading])[-1]
+            words = "**Rust note.**" in text
+            found["note"] += words and heading == "Implementation"
+        elif heading == "Implementation":
+            shown = json.dumps(cell["outputs"])
+            found["tab"] += "listing(" in text and "{tab-item} Rust" in shown
+    assert found["tab"] >= 1 and found["note"] == 1, found
+
+
 def functions(lines: list[str]) -> Iterator[tuple[str, int]]:
     """Name and length of every function, as rustfmt lays them out."""
     head = re.compile(r"( *)(?:pub(?:\(crate\))? )?(?:const )?fn (\w+)")
