@@ -23,6 +23,8 @@ from dsarch.teaching.walks.base import (
 )
 
 TEXT, SEED, DRAFTS = "A fox ", 1, 3
+# A token below this chance is not worth a column.
+LEAST = 0.004
 # The package's own name `generate` is the function.
 generating = importlib.import_module("dsarch.generate")
 
@@ -47,22 +49,25 @@ def record(seed: int = SEED) -> tuple[list[Tensor], list[Moment]]:
     return found, moments
 
 
-def _likely(name: str, chances: Tensor, first: int, also: Tensor) -> Grid:
-    """The tokens that matter in a few distributions."""
-    peaks = chances.topk(2, -1).indices.flatten().tolist()
-    tokens = list(dict.fromkeys([*also.flatten().tolist(), *peaks]))[:6]
-    places = [f"place {first + i}" for i in range(len(chances))]
+def _likely(name: str, chances: Tensor, rows: list[str]) -> Grid:
+    """The tokens that matter in a few distributions, at most six."""
+    peak, order = chances.max(0).values.sort(descending=True, stable=True)
+    tokens = order[peak > LEAST][:6].tolist()
     table = chances[:, tokens]
     named = [f"“{letter(token)}”" for token in tokens]
     best = [[i, int(row.argmax())] for i, row in enumerate(table)]
-    return grid(name, table, places, named, digits=3, marks=best)
+    return grid(name, table, rows, named, digits=3, marks=best)
+
+
+def _places(count: int) -> list[str]:
+    return [f"place {place}" for place in range(1, count + 1)]
 
 
 def speculation() -> Walk:
     """One speculative round of the tiny model with its MTP layer."""
     _, moments = record()
     run = Run("speculation", moments, 0)
-    drafts, q = run.at("draft", "return").values["return"]
+    drafts, q = _drafted(run)
     p = run.at("speculate", "p").values["p"]
     chosen = drafts[..., None]
     ps = p[:, :DRAFTS].gather(-1, chosen).flatten().tolist()
@@ -86,8 +91,9 @@ def _proposed(run: Run) -> list[Stage]:
     made, seen = run.at("draft", "return"), run.at("speculate", "p")
     drafts, q = made.values["return"]
     names = "".join(letters(drafts))
-    proposed = _likely("q, the drafter", q[0], 1, drafts)
-    judged = _likely("p, the model", seen.values["p"][0], 1, drafts)
+    proposed = _likely("q, the drafter", q[0], _places(DRAFTS))
+    p = seen.values["p"][0]
+    judged = _likely("p, the model", p, _places(DRAFTS + 1))
     told = f"After “A fox s” the drafter proposes “{names}”."
     places = f"One pass, {DRAFTS + 1} distributions."
     return [
@@ -96,9 +102,12 @@ def _proposed(run: Run) -> list[Stage]:
     ]
 
 
+def _drafted(run: Run) -> tuple[Tensor, Tensor]:
+    return run.at("draft", "return").values["return"]
+
+
 def _judged(run: Run) -> list[Stage]:
-    drafts, _ = run.at("draft", "return").values["return"]
-    named = [f"“{name}”" for name in letters(drafts)]
+    named = [f"“{name}”" for name in letters(_drafted(run)[0])]
     found = [run.at("verify", key) for key in ("ratio", "u", "kept", "good")]
     ratio, u, kept = (
         m.values[k] for m, k in zip(found, ("ratio", "u", "kept"), strict=False)
@@ -110,10 +119,10 @@ def _judged(run: Run) -> list[Stage]:
 
     least = int(ratio[0].argmin())
     doubt = f"Draft {least + 1} is the doubtful one: {ratio[0, least]:.4f}."
-    luck = " < ".join(f"{x:.3f}" for x in sorted(u[0].tolist()))
+    luck = f"From {float(u.min()):.3f} to {float(u.max()):.3f}, by chance."
     return [
         run.stage("ratio", found[0], row("p / q", ratio), doubt),
-        run.stage("coin", found[1], row("u", u), f"In order: {luck}."),
+        run.stage("coin", found[1], row("u", u), luck),
         run.stage(
             "kept", found[2], row("kept", kept), f"{good} of {DRAFTS} are kept."
         ),
@@ -127,17 +136,18 @@ def _settled(run: Run) -> list[Stage]:
     piece, rest = end.values["return"], left.values["return"][0]
     text = "".join(letters(piece))
     named = [f"“{name}”" for name in letters(piece)]
-    place = torch.arange(1, piece.size(1) + 1)[None]
+    p, q = run.at("speculate", "p").values["p"], _drafted(run)[1]
+    rows = torch.cat([p[0, good : good + 1], q[0, good : good + 1], rest])
     total = f"All that is left adds up to {float(rest.sum()):.3f}."
     row = grid("token", piece, ["number"], named, digits=0)
     states = cut.values["hidden"][0]
-    names = [f"state {i}" for i in place[0].tolist()]
+    names = _places(len(states))
     told = f"One pass of the model gave {good + 1} tokens: “{text}”."
     return [
         run.stage(
             "residual",
             left,
-            [_likely("p − q", rest, good + 1, piece[:, good:])],
+            [_likely(f"place {good + 1}", rows, ["p", "q", "left of p"])],
             total,
         ),
         run.stage("piece", end, [row], told),

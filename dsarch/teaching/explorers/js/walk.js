@@ -24,7 +24,8 @@ const gain = (ratio, advantage, low, high) =>
 
 const STYLE = `<style>
 .walk { display: grid; grid-template-columns: minmax(0, 1fr); gap: .2rem 1.6rem; margin-top: .5rem; }
-.walk.two { grid-template-columns: minmax(0, 4fr) minmax(0, 5fr); }
+.walk.two { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
+.walk .values { grid-column: 1 / -1; }
 .walk table { font-size: .8rem; } .walk :is(th, td) { padding: .22rem .28rem; }
 .walk h4 { margin: .3rem 0 .1rem; font-size: 1.05rem; }
 .walk p { margin: .5rem 0; }
@@ -131,19 +132,17 @@ function controls({ steps }) {
 function view(s, { data, width }) {
   const step = data.steps[s.step - 1],
     { file } = data.sources[step.function];
-  const two = width >= 640;
-  const room = two ? ((width - 26) * 5) / 9 : width;
+  const two = width >= 540 ? " two" : "";
   const values = step.grids
-    .map((grid) => cellsOf(grid) + strip(grid, room))
+    .map((grid) => cellsOf(grid) + strip(grid, width))
     .join("");
   const html =
-    `${STYLE}<div class="walk${two ? " two" : ""}"><div>` +
-    `<h4>${esc(step.title)}</h4>` +
+    `${STYLE}<div class="walk${two}"><div><h4>${esc(step.title)}</h4>` +
     `<div class="tex scroll" tabindex="0" role="region" aria-label="Formula">${step.math}</div>` +
-    `<p>${esc(step.why)}</p>` +
-    `<p class="where">${esc(file)}, in ${esc(step.function)}</p>` +
+    `<p>${esc(step.why)}</p></div>` +
+    `<div><p class="where">${esc(file)}, in ${esc(step.function)}</p>` +
     `<pre class="code now">${esc(step.code)}</pre></div>` +
-    `<div>${values}</div></div>` +
+    `<div class="values">${values}</div></div>` +
     fold(
       "The whole function",
       whole(data.sources[step.function], step),
