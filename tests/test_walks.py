@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from book import walk_formulas
-from dsarch import mla, router
+from dsarch import mla, router, sampling
 from dsarch.analysis.trace import trace
 from dsarch.analysis.watch import find
 from dsarch.post import objective
@@ -129,6 +129,12 @@ PLANTED = {
         "weights = scores.gather(1, experts)",
         "weights = choice.gather(1, experts)",
     ),
+    "speculation": (
+        sampling,
+        "verify",
+        "kept = (u < ratio).cumprod(1).bool()",
+        "kept = (u < ratio).bool().logical_not()",
+    ),
     "update": (
         objective,
         "surrogate",
@@ -150,10 +156,13 @@ def test_a_changed_line_shows_with_its_values(name, monkeypatch, tmp_path):
     planted = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "dsarch.planted", planted)
     spec.loader.exec_module(planted)
-    for kind in ("Routing", "PolicyLoss"):
+    for kind in ("Routing", "PolicyLoss", "residual"):
         if hasattr(module, kind):
             setattr(planted, kind, getattr(module, kind))
     monkeypatch.setattr(module, function, getattr(planted, function))
+    generating = module_of("speculation").generating
+    if hasattr(generating, function):
+        monkeypatch.setattr(generating, function, getattr(planted, function))
     after = walk(name)
     pairs = zip(before.data["steps"], after.data["steps"], strict=True)
     moved = [(a, b) for a, b in pairs if a["code"] != b["code"]]
