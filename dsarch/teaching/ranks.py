@@ -28,8 +28,9 @@ from dsarch.train.optim import AdamW
 def launch(ranks: int, *words: str) -> list[dict[str, Any]]:
     """Run ``python -m words`` in that many processes; the rows they print.
 
-    Every launch finds a free port by itself. Raises ``ValueError`` with the
-    end of the error output if a process fails.
+    Every launch finds a free port by itself. If a process fails, raises
+    ``ValueError`` with the beginning of the error output: the cause comes
+    first, the launcher's summary last.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "-m", *words]
@@ -41,7 +42,7 @@ def launch(ranks: int, *words: str) -> list[dict[str, Any]]:
         timeout=300,
     )
     if done.returncode:
-        raise ValueError(f"{words} failed: {done.stderr[-2000:]}")
+        raise ValueError(f"{words} failed: {done.stderr[:4000]}")
     lines = done.stdout.splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
