@@ -144,6 +144,9 @@ fn optimizers() {
     let norm = clip_grad_norm(&mut [first, second], 0.5);
     golden.check("norm", &row(vec![norm]));
     golden.check("clipped", &row(parts.concat()));
+    let mut small = [0.3, -0.4];
+    assert_eq!(clip_grad_norm(&mut [&mut small], 9.0), 0.5);
+    assert_eq!(small, [0.3, -0.4]);
 }
 
 #[test]
@@ -237,6 +240,9 @@ fn a_program_that_waits_for_itself_is_refused() {
     let times = Times { forward: 1.0, backward: 2.0, weight: 1.0, pair: 3.0 };
     let cause = simulate(&program, &times, 1.0).expect_err("a deadlock");
     assert!(cause.to_string().contains("deadlock"), "{cause}");
+    let mut early = zero_bubble(1, 1);
+    early[0].swap(1, 2);
+    assert!(simulate(&early, &times, 1.0).is_err(), "W before its I");
     let pair: Vec<Op> = program[0][..2].concat();
     assert_eq!(times.of(&pair, 0.5), 1.5);
 }
