@@ -104,5 +104,6 @@ def _tile(ax: Any, place: Rect, number: int) -> Any:
             color="#fbfbfb",
             ha="center",
             va="center",
+            bbox={"fc": COLOURS[number % 6], "ec": "none", "pad": 1.5},
         )
     return tile
