@@ -85,7 +85,7 @@ def _together(folder: str) -> dict[str, float | int]:
     most = torch.tensor(list(found.values()), dtype=torch.float64)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     save(folder, ranks)
-    dist.destroy_process_group()
+    distributed.finish()
     return dict(zip(found, most.tolist(), strict=True))
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from dsarch.train import distributed, measure, pretrain
 
@@ -53,7 +52,7 @@ def main(words: list[str] | None = None) -> None:
             found = measure.measure(strategy, ranks, given.steps)
             if ranks.rank == 0:
                 print(json.dumps(found))
-        dist.destroy_process_group()
+        distributed.finish()
         return
     torch.set_num_threads(given.threads)
     plan = pretrain.plan(given.steps, given.rate, given.save_every)

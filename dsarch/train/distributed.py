@@ -50,6 +50,12 @@ def start(timeout: float = 60.0) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), dist.all_reduce)
 
 
+def finish() -> None:
+    """Leave together: a rank that goes first takes others' connections down."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def average_gradients(model: nn.Module) -> None:
     """Plain data parallelism: every gradient becomes the mean of all ranks."""
     for weight in model.parameters():
