@@ -45,8 +45,7 @@ INSIDE = "tests/test_checkpoint.py::test_an_index_stays_inside_its_folder"
 HOSTILE = "tests/test_checkpoint.py::test_a_hostile_header_is_refused"
 CUT_OFF = "tests/test_checkpoint.py::test_a_cut_off_file_is_refused"
 MORE_KEYS = (
-    "tests/test_sparse_cost.py::"
-    "test_one_more_key_costs_what_the_formula_says"
+    "tests/test_sparse_cost.py::test_one_more_key_costs_what_the_formula_says"
 )
 PROMPTS = "tests/test_sparse_cost.py::test_a_prompt_is_the_sum_of_its_tokens"
 
