@@ -93,7 +93,7 @@ def test_run_all(browser: Browser, lab: str, number: int) -> None:
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     page.set_default_timeout(MINUTES * 60_000)
     try:
-        page.goto(f"{lab}/lab/tree/chapters/{name}.ipynb")
+        page.goto(f"{lab}/lab/workspaces/w{number}/tree/chapters/{name}.ipynb")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.wait_for_function(READY)
         page.evaluate(
