@@ -21,6 +21,9 @@ NAME = re.compile(
     r"|<dc:title>(?P<dc>[^<]+)</dc:title>"
     r"|<desc[^>]*>(?P<desc>[^<]+)</desc>"
 )
+# Frames around single shapes, turns by nothing and indentation carry no ink.
+LONE = re.compile(r'<g id="[^"]*patch_\d+">\s*(<path[^>]*/>)\s*</g>')
+UNTURNED = re.compile(r' transform="rotate\(-?0 [-\d.]+ [-\d.]+\)"')
 
 
 def alt_text(svg: str) -> str:
@@ -38,6 +41,8 @@ def inline(svg: str, key: str, alt: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.S)
     # a title inside would pop up under the pointer, over the whole figure
     body = re.sub(r"^\s*<title[^>]*>.*?</title>", "", body, flags=re.S)
+    body = LONE.sub(r"\1", UNTURNED.sub("", body))
+    body = re.sub(r"\n\s+", "\n", body)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
     body = re.sub(r'(href="|url\()#', rf"\1#{key}-", body)
     for paper, screen in THEME.items():

@@ -74,7 +74,7 @@ function cellsOf({ name, rows, columns, cells, whole, marks }) {
     .map((c) => (c ? `<th scope="col">${esc(c)}</th>` : "<td></td>"))
     .join("");
   return (
-    `<div class="scroll" tabindex="0" role="region" aria-label="${esc(caption)}">` +
+    `<div class="scroll" tabindex="0" role="group" aria-label="${esc(caption)}">` +
     `<table><caption>${esc(caption)}</caption><thead><tr>${head}</tr></thead>` +
     `<tbody>${body.join("")}</tbody></table></div>`
   );
@@ -107,7 +107,7 @@ function whole({ source }, step) {
     return `<span${here ? ' class="here"' : ""}>${esc(line) || " "}</span>`;
   });
   return (
-    `<pre class="code all" tabindex="0" role="region" ` +
+    `<pre class="code all" tabindex="0" role="group" ` +
     `aria-label="Source of ${esc(step.function)}">${lines.join("")}</pre>`
   );
 }
@@ -138,7 +138,7 @@ function view(s, { data, width }) {
     .join("");
   const html =
     `${STYLE}<div class="walk${two}"><div><h4>${esc(step.title)}</h4>` +
-    `<div class="tex scroll" tabindex="0" role="region" aria-label="Formula">${step.math}</div>` +
+    `<div class="tex scroll" tabindex="0" role="group" aria-label="Formula">${step.math}</div>` +
     `<p>${esc(step.why)}</p></div>` +
     `<div><p class="where">${esc(file)}, in ${esc(step.function)}</p>` +
     `<pre class="code now">${esc(step.code)}</pre></div>` +
