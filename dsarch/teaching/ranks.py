@@ -47,12 +47,16 @@ def launch(ranks: int, *words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
-def start_alone(size: int, patience: float = 2.0) -> str:
-    """The last line of a rank 0 of ``size`` that starts alone."""
+def free_port() -> int:
+    """A port that nothing listens on, so that runs side by side never meet."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return probe.getsockname()[1]
+
+
+def start_alone(size: int, patience: float = 2.0) -> str:
+    """The last line of a rank 0 of ``size`` that starts alone."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     place |= {"RANK": "0", "WORLD_SIZE": str(size)}
     script = f"from dsarch.train import distributed as d; d.start({patience})"
     done = subprocess.run(

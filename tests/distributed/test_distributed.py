@@ -7,7 +7,6 @@ the processes takes longer than the checks.
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from dsarch import Config
+from dsarch.teaching.ranks import free_port
 from dsarch.train import stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,13 +59,6 @@ def results(tmp_path_factory) -> dict[int, list[dict[str, str]]]:
 def test_ranks_agree_with_one_process(results, check, size):
     for rank, found in enumerate(results[size]):
         assert found[f"check_{check}"] == "", f"rank {rank}"
-
-
-def free_port() -> int:
-    """A port that nothing listens on, so that runs side by side never meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start_alone(**environment: str):

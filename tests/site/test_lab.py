@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from book.contents import CHAPTERS, ROOT
+from dsarch.teaching.ranks import free_port
 
 NUMBERS = (1, 2, 3, 4)
 MINUTES = 6
@@ -42,12 +42,6 @@ def finished(page: Page) -> list[dict]:
         page.wait_for_timeout(1000)
     waiting = [i for i, cell in enumerate(cells) if not cell["ran"]]
     raise TimeoutError(f"code cells {waiting} did not run")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
