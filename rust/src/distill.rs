@@ -1,6 +1,6 @@
 //! Distillation: divergences between two sets of logits, with gradients.
 
-use crate::sft::{log_softmax, Loss};
+use crate::sft::{log_softmax, sft_loss, shift, Loss};
 use crate::tensor::Tensor;
 
 // ANCHOR: divergence
@@ -135,3 +135,51 @@ pub fn jsd_loss(
 fn logaddexp(x: f32, y: f32) -> f32 {
     x.max(y) + (-(x - y).abs()).exp().ln_1p()
 }
+
+// ANCHOR: mixed_loss
+/// The hard loss of labels and the soft one of a teacher, `weight` of it, on
+/// the same trained targets.
+///
+/// # Panics
+/// For a weight outside [0, 1].
+pub fn mixed_loss(
+    [student, teacher]: [&Tensor; 2],
+    tokens: &Tensor<usize>,
+    mask: &Tensor<bool>,
+    temperature: f32,
+    weight: f32,
+) -> Loss {
+    assert!((0.0..=1.0).contains(&weight), "weight {weight} not in [0, 1]");
+    let [b, t, w] = student.dims();
+    let early = |logits: &Tensor| logits.slice(1, 0..t - 1);
+    let (q, p, trained) = (early(student), early(teacher), shift(mask).data);
+    let soft = kd_loss(&q, &p, temperature, Some(&trained));
+    let hard = sft_loss(student, tokens, mask);
+    // The last logits speak about no token of the row.
+    let last = Tensor::zeros(&[b, 1, w]);
+    let gradient = &(&soft.gradient * weight).cat(&last, 1)
+        + &(&hard.gradient * (1.0 - weight));
+    let value = (1.0 - weight) * hard.value + weight * soft.value;
+    Loss { value, gradient }
+}
+// ANCHOR_END: mixed_loss
+
+// ANCHOR: layer_map
+/// The teacher layer each student layer starts from: evenly spaced, last to
+/// last.
+///
+/// # Panics
+/// For a student deeper than its teacher, or without a layer.
+pub fn layer_map(student: usize, teacher: usize) -> Vec<usize> {
+    let fits = (1..=teacher).contains(&student);
+    assert!(fits, "{student} layers cannot be chosen from {teacher}");
+    (0..student).map(|j| (j + 1) * teacher / student - 1).collect()
+}
+// ANCHOR_END: layer_map
+
+// ANCHOR: keep_probability
+/// Progressive layer dropping: how likely a layer runs at this step.
+pub fn keep_probability(step: usize, floor: f64, gamma: f64) -> f64 {
+    (1.0 - floor) * (-gamma * step as f64).exp() + floor
+}
+// ANCHOR_END: keep_probability

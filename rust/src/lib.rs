@@ -31,8 +31,10 @@ pub mod mla;
 pub mod model;
 pub mod moe;
 pub mod mtp;
+pub mod objective;
 pub mod optim;
 pub mod pipeline;
+pub mod ppo;
 pub mod released;
 pub mod rope;
 pub mod router;
@@ -42,6 +44,7 @@ pub mod schedule;
 pub mod sft;
 pub mod special;
 pub mod tensor;
+pub mod timeline;
 pub mod tokenizer;
 
 pub use cache::Cache;

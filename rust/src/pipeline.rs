@@ -1,173 +1,8 @@
-//! Pipeline schedules as programs, and a simulator that times them.
+//! Pipeline schedules as programs: what each device does, in order.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 
-use crate::error::{error, Result};
-
-/// What a piece of work is: `I` and `W` are the two parts of `B`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum Kind {
-    F,
-    B,
-    I,
-    W,
-}
-
-// ANCHOR: Op
-/// One piece of work; `stage` counts along the path of the micro-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub struct Op {
-    pub kind: Kind,
-    pub stage: usize,
-    pub micro: usize,
-}
-// ANCHOR_END: Op
-
-/// Work of one device at one time: one piece, or two that run interleaved.
-pub type Item = Vec<Op>;
-/// For every device what it does, in order.
-pub type Program = Vec<Vec<Item>>;
-
-// ANCHOR: Times
-/// Durations of a stage: `F`, the whole `B`, its part `W`, the pair `F&B`.
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)]
-pub struct Times {
-    pub forward: f64,
-    pub backward: f64,
-    pub weight: f64,
-    pub pair: f64,
-}
-
-impl Times {
-    /// How long an item takes on a stage that is `share` as deep.
-    pub fn of(&self, item: &[Op], share: f64) -> f64 {
-        let alone = |kind| match kind {
-            Kind::F => self.forward,
-            Kind::B => self.backward,
-            Kind::I => self.backward - self.weight,
-            Kind::W => self.weight,
-        };
-        share * if item.len() == 2 { self.pair } else { alone(item[0].kind) }
-    }
-}
-// ANCHOR_END: Times
-
-/// An item with the time and the device it ran on.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Slot {
-    pub device: usize,
-    pub start: f64,
-    pub end: f64,
-    pub item: Item,
-}
-
-/// All slots of a simulated schedule.
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
-pub struct Timeline {
-    pub slots: Vec<Slot>,
-    pub devices: usize,
-}
-
-impl Timeline {
-    /// From the first start to the last end.
-    pub fn makespan(&self) -> f64 {
-        self.slots.iter().map(|slot| slot.end).fold(0.0, f64::max)
-    }
-
-    /// The bubble of a device: time of the whole in which it waits.
-    pub fn idle(&self, device: usize) -> f64 {
-        let own = self.slots.iter().filter(|slot| slot.device == device);
-        self.makespan() - own.map(|slot| slot.end - slot.start).sum::<f64>()
-    }
-
-    /// The idle time of the device that waits longest.
-    pub fn bubble(&self) -> f64 {
-        (0..self.devices).map(|d| self.idle(d)).fold(0.0, f64::max)
-    }
-
-    /// How many micro-batches a device holds at worst.
-    pub fn peak_activations(&self, device: usize) -> usize {
-        let own = self.slots.iter().filter(|slot| slot.device == device);
-        let (mut held, mut most) = (0, 0);
-        for slot in own {
-            let count = |kind| slot.item.iter().filter(move |x| x.kind == kind);
-            held += count(Kind::F).count();
-            most = most.max(held);
-            held -= count(Kind::B).count() + count(Kind::I).count();
-        }
-        most
-    }
-}
-
-// ANCHOR: simulate
-/// Run a program: each item as early as its device and its inputs allow.
-///
-/// # Errors
-/// For a program that waits for itself.
-pub fn simulate(
-    program: &[Vec<Item>],
-    times: &Times,
-    share: f64,
-) -> Result<Timeline> {
-    let every = program.iter().flatten().flatten();
-    let depth = every.map(|op| op.stage + 1).max().unwrap_or(0);
-    let mut done: HashMap<Op, f64> = HashMap::new();
-    let mut slots: Vec<Slot> = Vec::new();
-    let mut waiting: Vec<_> = program.iter().map(|row| &row[..]).collect();
-    let mut free = vec![0.0; program.len()];
-    while waiting.iter().any(|row| !row.is_empty()) {
-        let before = slots.len();
-        for (device, row) in waiting.iter_mut().enumerate() {
-            while let Some((item, rest)) = row.split_first() {
-                let start: f64 = match ready(item, depth, &done) {
-                    Some(ready) => ready.max(free[device]),
-                    None => break,
-                };
-                let end = start + times.of(item, share);
-                free[device] = end;
-                done.extend(item.iter().map(|&op| (op, end)));
-                slots.push(Slot { device, start, end, item: item.clone() });
-                *row = rest;
-            }
-        }
-        if slots.len() == before {
-            return error(format!("deadlock after {before} items"));
-        }
-    }
-    Ok(Timeline { slots, devices: program.len() })
-}
-// ANCHOR_END: simulate
-
-/// What must be finished before `op`; one of I and B may stand in.
-fn inputs(op: Op, depth: usize) -> Vec<Op> {
-    let Op { kind, stage, micro } = op;
-    let of = |kind, stage| Op { kind, stage, micro };
-    match kind {
-        Kind::F if stage == 0 => vec![],
-        Kind::F => vec![of(Kind::F, stage - 1)],
-        Kind::W => vec![of(Kind::I, stage)],
-        _ if stage + 1 == depth => vec![of(Kind::F, stage)],
-        _ => vec![of(Kind::F, stage), of(Kind::B, stage + 1)],
-    }
-}
-
-/// When all inputs of an item are there, or none while one is missing.
-fn ready(item: &[Op], depth: usize, done: &HashMap<Op, f64>) -> Option<f64> {
-    let needs = item.iter().flat_map(|&op| inputs(op, depth));
-    let end = |op: Op| {
-        let split = match op.kind {
-            Kind::B => Op { kind: Kind::I, ..op },
-            _ => op,
-        };
-        done.get(&op).or_else(|| done.get(&split)).copied()
-    };
-    needs.map(end).try_fold(0.0, |top: f64, end| Some(top.max(end?)))
-}
+use crate::timeline::{Item, Kind, Op, Program, Times};
 
 /// `lead` forwards ahead, then one forward and one backward in turn.
 fn turns(lead: usize, count: usize) -> Vec<(Kind, usize)> {
@@ -246,3 +81,138 @@ pub fn zero_bubble(stages: usize, micros: usize) -> Program {
     (0..stages).map(row).collect()
 }
 // ANCHOR_END: zero_bubble
+
+// ANCHOR: dualpipe
+/// DualPipe: micro-batches enter from both ends, every device has two
+/// stages, and a forward of one direction runs with a backward of the other.
+///
+/// # Panics
+/// Unless stages and micro-batches are even, at least two for each stage.
+pub fn dualpipe(stages: usize, micros: usize) -> Program {
+    check_dual(stages, micros, 2 * stages);
+    let half = micros / 2;
+    let row = |device: usize| {
+        let far = stages - 1 - device;
+        let near = device.min(far);
+        let first = if device == near { 0 } else { half };
+        let steps = dual_steps(stages / 2, near, half);
+        dual_row(&steps, [near, stages - 1 - near], [first, half - first])
+    };
+    (0..stages).map(row).collect()
+}
+// ANCHOR_END: dualpipe
+
+// ANCHOR: dualpipe_v
+/// DualPipe folded: stages `r` and `p - 1 - r` share one of `p / 2` devices.
+///
+/// # Panics
+/// Unless stages and micro-batches are even, at least one for each stage.
+pub fn dualpipe_v(stages: usize, micros: usize) -> Program {
+    check_dual(stages, micros, stages);
+    let row = |device: usize| {
+        let steps = dual_steps(stages / 2, device, micros);
+        dual_row(&steps, [device, stages - 1 - device], [0, 0])
+    };
+    (0..stages / 2).map(row).collect()
+}
+// ANCHOR_END: dualpipe_v
+
+fn check_dual(stages: usize, micros: usize, least: usize) {
+    let fits = stages % 2 == 0 && micros % 2 == 0 && micros >= least;
+    let rule = "both even, at least";
+    assert!(fits, "{stages} stages, {micros} micros: {rule} {least} micros");
+}
+
+/// What a device does in one step; the digit is the direction, and 0 comes
+/// from the near end.
+#[derive(Clone, Copy)]
+enum Step {
+    One(Kind, usize),
+    Both(usize, usize),
+    Late,
+}
+
+// ANCHOR: dual_steps
+/// What the device `near` steps from an end does, in eight phases.
+///
+/// `I` leaves its weight gradient to a later `W`, which is `Late` here.
+fn dual_steps(pairs: usize, near: usize, micros: usize) -> Vec<Step> {
+    use Kind::{B, F, I};
+    use Step::{Both, Late, One};
+    let inner = pairs - near - 1;
+    let mut steps = vec![One(F, 0); 2 * inner];
+    steps.extend([One(F, 0), One(F, 1)].repeat(near + 1));
+    steps.extend([One(I, 1), Late, One(F, 1)].repeat(inner));
+    let times = micros + near + 1 - 2 * pairs;
+    let mut main = [Both(0, 1), Both(1, 0)].repeat(times);
+    if inner == 0 {
+        main.splice(..1, [One(F, 0), One(B, 1)]);
+    }
+    steps.extend(main);
+    steps.extend([One(B, 1), Both(1, 0)].repeat(inner));
+    for step in 0..2 * (near + 1) {
+        let kind = if step <= near { B } else { I };
+        steps.push(One(kind, (step + 1) % 2));
+    }
+    steps.extend([Late, One(I, 0)].repeat(inner));
+    steps.extend(vec![Late; near + 1]);
+    steps
+}
+// ANCHOR_END: dual_steps
+
+// ANCHOR: dual_row
+/// Number the micro-batches: each kind and direction counts on its own.
+fn dual_row(
+    steps: &[Step],
+    stages: [usize; 2],
+    first: [usize; 2],
+) -> Vec<Item> {
+    let (mut forward, mut backward) = (first, first);
+    let mut op = |kind: Kind, d: usize| {
+        let count = match kind {
+            Kind::F => &mut forward,
+            _ => &mut backward,
+        };
+        count[d] += 1;
+        Op { kind, stage: stages[d], micro: count[d] - 1 }
+    };
+    let mut delayed = VecDeque::new();
+    let mut row = Vec::new();
+    for step in steps {
+        let item = match *step {
+            Step::One(kind, d) => vec![op(kind, d)],
+            Step::Both(f, b) => vec![op(Kind::F, f), op(Kind::B, b)],
+            Step::Late => vec![delayed.pop_front().expect("an earlier I")],
+        };
+        let late = item.iter().filter(|op| op.kind == Kind::I);
+        delayed.extend(late.map(|&op| Op { kind: Kind::W, ..op }));
+        row.push(item);
+    }
+    row
+}
+// ANCHOR_END: dual_row
+
+/// A schedule that has a closed formula.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Schedule {
+    GPipe,
+    OneFOneB,
+    Interleaved(usize),
+    ZeroBubble,
+    DualPipe,
+}
+
+// ANCHOR: bubble
+/// The closed formula for the idle time of a device.
+pub fn bubble(schedule: Schedule, stages: usize, times: &Times) -> f64 {
+    let &Times { forward: f, backward: b, weight: w, pair } = times;
+    let (others, half) = (stages as f64 - 1.0, stages as f64 / 2.0 - 1.0);
+    match schedule {
+        Schedule::GPipe | Schedule::OneFOneB => others * (f + b),
+        Schedule::Interleaved(chunks) => others * (f + b) / chunks as f64,
+        Schedule::ZeroBubble => others * (f + b - 2.0 * w),
+        Schedule::DualPipe => half * (pair + b - 3.0 * w),
+    }
+}
+// ANCHOR_END: bubble

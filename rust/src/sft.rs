@@ -50,6 +50,25 @@ pub fn shift(mask: &Tensor<bool>) -> Tensor<bool> {
     mask.slice(1, 1..mask.width())
 }
 
+// ANCHOR: masked_mean
+/// Mean over the unmasked entries; 0 where there are none.
+pub fn masked_mean(x: &[f32], mask: &[bool]) -> f32 {
+    let kept = x.iter().zip(mask).filter(|(_, used)| **used);
+    let count = kept.clone().count().max(1) as f32;
+    kept.map(|(x, _)| x).sum::<f32>() / count
+}
+// ANCHOR_END: masked_mean
+
+/// Refuse what a loss would read: values under the mask may be anything.
+///
+/// # Panics
+/// For NaN and infinities where unmasked, and for shapes that differ.
+pub fn require_finite(name: &str, x: &Tensor, mask: &Tensor<bool>) {
+    let fits = x.zip(mask, |x, used| x.is_finite() || !used);
+    let wrong = fits.data.iter().filter(|fits| !**fits).count();
+    assert!(wrong == 0, "{name}: {wrong} values are not finite");
+}
+
 // ANCHOR: sft_loss
 /// Mean negative log-likelihood of the trained tokens.
 ///

@@ -29,7 +29,14 @@ from dsarch.rope import (
     softmax_factor,
     to_half_split,
 )
-from tests.golden import experts, models, posting, training
+from tests.golden import (
+    critics,
+    experts,
+    models,
+    posting,
+    programs,
+    training,
+)
 from tests.golden.parts import (
     LATENT,
     START,
@@ -163,6 +170,8 @@ MODULES: dict[str, Callable[[Generator], Vectors]] = {
         *models.FUNCTIONS,
         *training.FUNCTIONS,
         *posting.FUNCTIONS,
+        *critics.FUNCTIONS,
+        *programs.FUNCTIONS,
     )
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use dsarch::checkpoint::Weights;
 use dsarch::config::Yarn;
+use dsarch::sft::Loss;
 use dsarch::Tensor;
 
 /// The one tolerance between the languages.
@@ -39,6 +40,11 @@ impl Golden {
     /// Whole numbers, which the files hold as floats.
     pub fn index(&mut self, name: &str) -> Tensor<usize> {
         self.tensor(name).map(|x| *x as usize)
+    }
+
+    /// What holds where the file has a one.
+    pub fn mask(&mut self, name: &str) -> Tensor<bool> {
+        self.tensor(name).map(|x| *x > 0.0)
     }
 
     pub fn cfg(&mut self, name: &str) -> f64 {
@@ -77,4 +83,15 @@ pub fn close(found: &Tensor, expected: &Tensor, name: &str) {
         let fits = (x - y).abs() <= TOL + TOL * y.abs();
         assert!(fits, "{name}[{i}] is {x}, expected {y}");
     }
+}
+
+/// A list as a tensor of one axis.
+pub fn row(x: Vec<f32>) -> Tensor {
+    Tensor::new(&[x.len()], x)
+}
+
+/// A loss, and what autograd says of its first input.
+pub fn check_loss(golden: &mut Golden, name: &str, found: Loss) {
+    golden.check(name, &row(vec![found.value]));
+    golden.check(&format!("{name}.gradient.0"), &found.gradient);
 }

@@ -1,36 +1,21 @@
 use dsarch::distill::{jsd_loss, kd_loss, reverse_kl_loss};
 use dsarch::dpo::{bradley_terry_loss, dpo_loss, Choice, Variant};
-use dsarch::grpo::{
-    advantages, gae, kl_estimate, policy_loss, Kl, Objective, Reduction,
-    Samples, Scale,
-};
+use dsarch::grpo::{advantages, kl_estimate, Kl, Scale};
+use dsarch::objective::{policy_loss, Objective, Reduction, Samples};
+use dsarch::ppo::gae;
 use dsarch::sft::{sft_loss, token_logprobs, Loss};
 use dsarch::Tensor;
 
-use crate::common::Golden;
-
-fn row(x: Vec<f32>) -> Tensor {
-    Tensor::new(&[x.len()], x)
-}
-
-fn mask(golden: &mut Golden) -> Tensor<bool> {
-    golden.tensor("in.mask").map(|x| *x > 0.0)
-}
-
-/// A loss, and what autograd says of its input.
-fn check(golden: &mut Golden, name: &str, found: Loss) {
-    golden.check(name, &row(vec![found.value]));
-    golden.check(&format!("{name}.gradient.0"), &found.gradient);
-}
+use crate::common::{check_loss, row, Golden};
 
 #[test]
 fn fine_tuning() {
     let mut golden = Golden::open("sft");
     let (logits, tokens) =
         (golden.tensor("in.logits"), golden.index("in.tokens"));
-    let (mask, t) = (mask(&mut golden), golden.cfg("temperature") as f32);
+    let (mask, t) = (golden.mask("in.mask"), golden.cfg("temperature") as f32);
     golden.check("logprobs", &token_logprobs(&logits, &tokens, t));
-    check(&mut golden, "loss", sft_loss(&logits, &tokens, &mask));
+    check_loss(&mut golden, "loss", sft_loss(&logits, &tokens, &mask));
     let nothing = Tensor::full(&mask.shape, false);
     let loss = sft_loss(&logits, &tokens, &nothing);
     assert_eq!((loss.value, loss.gradient.data.iter().sum()), (0.0, 0.0f32));
@@ -132,7 +117,7 @@ fn policies_and_what_autograd_says_of_them() {
     let [logp, old_logp, ref_logp, advantage, keep] =
         ["logp", "old_logp", "ref_logp", "advantage", "keep"]
             .map(|name| golden.tensor(&format!("in.{name}")));
-    let (keep, mask) = (keep.map(|x| *x > 0.0).data, mask(&mut golden));
+    let (keep, mask) = (keep.map(|x| *x > 0.0).data, golden.mask("in.mask"));
     let samples = Samples {
         logp: &logp,
         old_logp: &old_logp,
@@ -142,7 +127,7 @@ fn policies_and_what_autograd_says_of_them() {
         keep: Some(&keep),
     };
     for (name, choice) in members() {
-        check(&mut golden, name, policy_loss(&samples, &choice));
+        check_loss(&mut golden, name, policy_loss(&samples, &choice));
     }
 }
 
@@ -151,7 +136,7 @@ fn advantages_of_a_critic() {
     let mut golden = Golden::open("grpo");
     let (values, scores) =
         (golden.tensor("in.values"), golden.tensor("in.scores"));
-    let mask = mask(&mut golden);
+    let mask = golden.mask("in.mask");
     let (mut found, mut returns) = (Vec::new(), Vec::new());
     for i in 0..mask.shape[0] {
         let both = [scores.row(i), values.row(i)];
@@ -167,15 +152,15 @@ fn advantages_of_a_critic() {
 fn students() {
     let mut golden = Golden::open("distillation");
     let (s, t) = (golden.tensor("in.student"), golden.tensor("in.teacher"));
-    let some = mask(&mut golden).data;
+    let some = golden.mask("in.mask").data;
     for (suffix, mask) in [("", None), ("_masked", Some(&some[..]))] {
         let found = kd_loss(&s, &t, 2.5, mask);
-        check(&mut golden, &format!("kd{suffix}"), found);
+        check_loss(&mut golden, &format!("kd{suffix}"), found);
         let found = reverse_kl_loss(&s, &t, 0.8, mask);
-        check(&mut golden, &format!("reverse{suffix}"), found);
+        check_loss(&mut golden, &format!("reverse{suffix}"), found);
         for (name, beta) in [("0.0", 0.0), ("0.3", 0.3), ("1.0", 1.0)] {
             let found = jsd_loss(&s, &t, beta, 1.3, mask);
-            check(&mut golden, &format!("jsd_{name}{suffix}"), found);
+            check_loss(&mut golden, &format!("jsd_{name}{suffix}"), found);
         }
     }
 }

@@ -9,23 +9,18 @@ use dsarch::optim::{
     adamw_update, clip_grad_norm, muon_scale, orthogonalise, Settings, State,
     NS_COEFFICIENTS,
 };
-use dsarch::pipeline::{
-    gpipe, interleaved, one_f_one_b, simulate, zero_bubble, Op, Times,
-};
+use dsarch::pipeline::{gpipe, interleaved, one_f_one_b, zero_bubble};
 use dsarch::schedule::{
     batch_ramp, constant, cosine, linear, multi_step, v3, v3_tokens, wsd, Plan,
     Shape,
 };
+use dsarch::timeline::{simulate, Op, Times};
 use dsarch::Tensor;
 
-use crate::common::Golden;
+use crate::common::{row, Golden};
 
 const ALL: [(&str, dsarch::fp8::Format); 3] =
     [("e4m3", E4M3), ("e5m2", E5M2), ("e5m6", E5M6)];
-
-fn row(x: Vec<f32>) -> Tensor {
-    Tensor::new(&[x.len()], x)
-}
 
 /// As the golden file writes what is not finite.
 fn finite(x: f32) -> f32 {
