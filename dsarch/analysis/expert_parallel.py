@@ -34,7 +34,7 @@ def all_to_all_bytes(
 ) -> float:
     r"""Bytes of all expert layers for ``tokens`` with ``copies`` of each.
 
-    $$V = z\,m\,d\,(b_{send} + b_{receive})\,L_{moe}$$
+    $$V = z\,\rho\,d\,(\omega_1 + \omega_2)\,L_{moe}$$
 
     ``copies`` is $k$ without any sharing, and the number of remote nodes with
     node-limited routing.
