@@ -48,13 +48,18 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def checkpoint(folder: Path) -> None:
+    """The whole model as a folder; what was there goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    save_checkpoint(whole(), folder)
+
+
 def main() -> None:
     """Write the named modules, or all."""
     for name in sys.argv[1:] or MODULES:
         save_file(make(name), path(name))
         print(f"{path(name).name}: {path(name).stat().st_size} bytes")
-    shutil.rmtree(FOLDER / "model", ignore_errors=True)
-    save_checkpoint(whole(), FOLDER / "model")
+    checkpoint(FOLDER / "model")
     (FOLDER / "README.md").write_text(table(), encoding="utf8")
 
 

@@ -3,6 +3,7 @@
     python -m tests.mutations             all
     python -m tests.mutations 03 04.flat  a chapter, one mutation
     python -m tests.mutations --show 03.latent-not-normed
+    python -m tests.mutations --golden    only golden vectors, see golden.py
 
 The working tree is not touched. Heavy packages are imported once; a fork for
 each mutant then starts in milliseconds. The named tests have to pass without
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.mutations import HOUSE, Mutation, catalogue, problems, snippet
+from tests.mutations.golden import aimed, faults, traces
 
-COPIED = ("dsarch", "tests", "exercises", "book", "chapters")
+COPIED = ("dsarch", "tests", "exercises", "book", "chapters", "weights")
 FILES = ("pyproject.toml", "conftest.py", "proofs.json")
 LIMIT = 300  # seconds
 SHAPES = "jaxtyping._pytest_plugin"  # the one plugin that tests need
@@ -229,18 +231,37 @@ def run(mutations: list[Mutation], jobs: int) -> dict[str, str]:
         return verdicts | sweep(sound, folders)
 
 
+def golden(mutations: list[Mutation], jobs: int) -> int:
+    """Let golden vectors judge alone; 0 if they show what they have to."""
+    os.environ["PYTEST_ADDOPTS"] = "-o addopts="  # a port checks no shapes
+    touching = aimed(mutations, traces())
+    verdicts = run(touching, jobs)
+    caught = sum(verdict == "killed" for verdict in verdicts.values())
+    wrong = faults(mutations, verdicts)
+    print("\n".join(wrong))
+    print(
+        f"{len(touching)} of {len(mutations)} touch a golden vector: "
+        f"{caught} are caught, {len(touching) - caught} are not, "
+        f"{len(wrong)} unexpectedly"
+    )
+    return int(bool(wrong))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the catalogue, or a part of it; 0 if every mutant was killed."""
     parser = argparse.ArgumentParser(description="plant known mistakes")
     parser.add_argument("names", nargs="*", help="chapters (03) or ids")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="print the code")
+    parser.add_argument("--golden", action="store_true", help="vectors only")
     args = parser.parse_args(argv)
     mutations = chosen(args.names)
     if args.show:
         for mutation in mutations:
             print(f"# {mutation.id}: {mutation.story}\n{snippet(mutation)}\n")
         return 0
+    if args.golden:
+        return golden(mutations, max(1, args.jobs))
     begin = time.monotonic()
     verdicts = run(mutations, max(1, args.jobs))
     killed = sum(verdict == "killed" for verdict in verdicts.values())
