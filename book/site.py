@@ -17,6 +17,7 @@ from book import (
     contents,
     formulas,
     inline_svg,
+    launch,
     lighten,
     numbering,
 )
@@ -70,6 +71,7 @@ def setup(app: Sphinx) -> dict:
     """Register everything with Sphinx."""
     formulas.setup(app)
     apidoc.setup(app)
+    launch.setup(app)
     numbering.setup()
     app.add_role("chapter", ChapterRole("Chapter {number}: {title}"))
     app.add_role("chapter-title", ChapterRole("{number} {title}"))
