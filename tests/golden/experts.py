@@ -60,6 +60,12 @@ def router(generator: Generator) -> Vectors:
         wide = x.double(), weight.double()
         scores = affinities(*wide, cfg.scoring_func)
         made |= named(name, route(scores, added, cfg))
+    # A token whose scores all underflow, and a gate that reads bf16.
+    faint = affinities(x, weight)
+    faint[4] = 0.0
+    made |= named("faint", route(faint.double(), bias, ROUTED))
+    coarse = x.bfloat16(), weight.bfloat16()
+    made["out.coarse"] = affinities(*coarse)
     logits, spread = random(generator, 9, 12), random(generator, 9, 12)
     for name in ("top_k", "switch", "gshard"):
         made |= named(name, choose(name, logits.double(), None, 3))
@@ -75,6 +81,9 @@ def router(generator: Generator) -> Vectors:
         "weight": weight,
         "e_score_correction_bias": bias,
         "in.x": x,
+        "in.faint": faint,
+        "in.coarse.x": coarse[0],
+        "in.coarse.weight": coarse[1],
         "in.logits": logits,
         "in.spread": spread,
         "in.noise": noise,

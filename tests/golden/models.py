@@ -35,7 +35,7 @@ SPARSE = LATENT.replace(
     model_type="deepseek_v32",
     index_topk=4,
     index_n_heads=9,
-    index_head_dim=12,
+    index_head_dim=32,
 )
 # V3.2 with everything in it: 52 KB in bf16.
 WHOLE = Config(
@@ -98,6 +98,7 @@ def dsa(generator: Generator) -> Vectors:
         "out.scores": score,
         "out.chosen": read,
         "out.indexer_loss": indexer_loss(layer, wide, phase, mask).reshape(1),
+        "out.heads": o,
         "out.layer": layer.o_proj(o.flatten(-2)),
     }
 
@@ -154,6 +155,8 @@ def model(generator: Generator) -> Vectors:
         "out.logits": made.lm_head(hidden),
         "out.advance": advance(made.mtp[0], hidden, tokens[:, 1:]),
         "out.mtp_losses": mtp_losses(made.mtp, hidden, tokens),
+        # The layer in two depths, each from the state of the one before.
+        "out.chained": mtp_losses([*made.mtp, *made.mtp], hidden, tokens),
         "out.text": written,
         "out.margins": margin(made, prompt, written).reshape(1),
     }

@@ -1,5 +1,6 @@
 """The golden files are what the reference functions give today."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from dsarch.attention import GroupedQueryAttention
 from dsarch.cache import Cache
 from dsarch.checkpoint import load_checkpoint
+from dsarch.dsa import SparseMLA, gathered, spread, top_k, unchanged
 from dsarch.generate import generate
 from dsarch.layers import causal_mask, positions
 from dsarch.mla import MLA, absorbed
@@ -50,6 +52,8 @@ def test_the_checkpoint_is_not_stale(tmp_path: Path) -> None:
             assert differing(*tensors) == [], "run make golden"
         else:
             assert one.read_text() == two.read_text(), "run make golden"
+    loaded = load_checkpoint(stored).state_dict()
+    assert differing(models.whole().state_dict(), loaded) == []
 
 
 @pytest.mark.parametrize("name", ["model", "text"])
@@ -107,6 +111,48 @@ def test_the_other_form_reproduces_the_latent_layer(name: str) -> None:
     o = absorbed(q, q_rope, c, k_rope, *layer.up(), mask, layer.scale)
     close(o, stored["out.heads"])
     close(layer.o_proj(o.flatten(-2)), stored["out.layer"])
+
+
+@pytest.fixture
+def sparse() -> Iterator[tuple[dict, SparseMLA]]:
+    """The stored vectors of sparse attention, and the layer they tell of."""
+    stored, layer = load_file(path("dsa")), SparseMLA(models.SPARSE)
+    own = {k: v for k, v in stored.items() if k.endswith(("weight", "bias"))}
+    layer.load_state_dict(own, strict=True)
+    with torch.no_grad():
+        yield stored, layer
+
+
+@pytest.mark.parametrize("chunk", [9, 4, 1])
+def test_chunks_reproduce_the_sparse_layer(
+    sparse: tuple[dict, SparseMLA], chunk: int
+) -> None:
+    (stored, layer), cache, parts = sparse, Cache(), []
+    for x in stored["in.x"].split(chunk, 1):
+        past, t = len(cache), x.size(1)
+        phase = phases(layer.cfg, positions(2, vectors.START + past, t))
+        mask = causal_mask(positions(2, past, t), past + t)
+        parts.append(layer(x, phase, mask, cache))
+    close(torch.cat(parts, 1), stored["out.layer"])
+
+
+@pytest.mark.parametrize("transform", [unchanged, spread])
+def test_gathering_reproduces_the_sparse_layer(
+    sparse: tuple[dict, SparseMLA], transform: Callable
+) -> None:
+    """With the first queries, which see fewer keys than they may read."""
+    stored, layer = sparse
+    layer.indexer.transform = transform
+    x, phase = stored["in.x"], phases(layer.cfg, positions(2, vectors.START, 9))
+    mask = causal_mask(positions(2, 0, 9), 9)
+    q, q_rope, latent = layer.queries(x, phase)
+    c, k_rope = layer.memories(x, phase)
+    k = layer.indexer.keys(x, phase)
+    score = layer.indexer(x, latent, phase, k)
+    close(score, stored["out.scores"])
+    index, up = top_k(score, mask, layer.topk), layer.up()
+    o = gathered(q, q_rope, c, k_rope, *up, mask, index, layer.scale)
+    close(o, stored["out.heads"])
 
 
 @torch.no_grad()

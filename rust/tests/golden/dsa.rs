@@ -1,4 +1,4 @@
-use dsarch::dsa::{chosen, gathers, top_k, SparseMLA};
+use dsarch::dsa::{chosen, gathered, gathers, top_k, SparseMLA};
 use dsarch::indexing::indexer_loss;
 use dsarch::layers::{causal_mask, positions};
 use dsarch::rope::phases;
@@ -47,6 +47,13 @@ fn the_indexer_scores_and_chooses_as_in_python() {
     let index = top_k(&score, &mask, layer.topk);
     let read = chosen(&index, &mask).map(|x| f32::from(u8::from(*x)));
     assert_eq!(read, golden.tensor("out.chosen"));
+    // Early queries name hidden keys as well, which must weigh nothing.
+    let mla = &layer.mla;
+    let (q, q_rope, _) = mla.queries(&x, &phase);
+    let (c, k_rope) = mla.memories(&x, &phase);
+    let pieces = [&q, &q_rope, &c, &k_rope];
+    let o = gathered(pieces, mla.up(), &mask, &index, mla.scale());
+    golden.check("heads", &o);
     let loss = indexer_loss(&layer, &x, &phase, &mask);
     golden.check("indexer_loss", &Tensor::new(&[1], vec![loss]));
 }

@@ -35,6 +35,9 @@ fn logits_drafts_and_losses_of_a_whole_model() {
     golden.check("advance", &ahead);
     let losses = mtp_losses(&model.mtp, &hidden, &tokens);
     golden.check("mtp_losses", &Tensor::new(&[1], losses));
+    let depths = [&model.mtp[..], &model.mtp[..]].concat();
+    let losses = mtp_losses(&depths, &hidden, &tokens);
+    golden.check("chained", &Tensor::new(&[2], losses));
 }
 
 #[test]

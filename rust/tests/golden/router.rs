@@ -52,6 +52,12 @@ fn deepseeks_routers() {
         let scores = affinities(&x, &weight, cfg.scoring_func);
         check(&mut golden, name, &route(scores, bias, &cfg));
     }
+    let faint = golden.tensor("in.faint");
+    check(&mut golden, "faint", &route(faint, Some(&bias), &v3()));
+    let coarse =
+        ["x", "weight"].map(|x| golden.tensor(&format!("in.coarse.{x}")));
+    let scores = affinities(&coarse[0], &coarse[1], Scoring::Sigmoid);
+    golden.check("coarse", &scores);
 }
 
 #[test]
