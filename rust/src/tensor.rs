@@ -71,6 +71,15 @@ impl<T: Clone> Tensor<T> {
         self
     }
 
+    /// The transposed matrix.
+    pub fn t(&self) -> Self {
+        let [rows, columns] = self.dims();
+        let along = |j| (0..rows).map(move |i| i * columns + j);
+        let places = (0..columns).flat_map(along);
+        let data = places.map(|i| self.data[i].clone()).collect();
+        Self::new(&[columns, rows], data)
+    }
+
     /// All axes but the last made one: `[.., d]` becomes `[z, d]`.
     pub fn flatten(self) -> Self {
         let width = self.width();

@@ -10,7 +10,7 @@ writes its file.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import torch
@@ -31,6 +31,7 @@ from dsarch.rope import (
 )
 from tests.golden import (
     critics,
+    eights,
     experts,
     models,
     posting,
@@ -55,8 +56,10 @@ def rope(generator: Generator) -> Vectors:
     x = random(generator, 2, 5, 3, 10)
     phase = phases(cfg, position)
     width, theta = cfg.qk_rope_head_dim, cfg.rope_theta
+    # Here both ends of the ramp lie between two pairs.
+    wide = replace(YARN, original_max_position_embeddings=90)
     return {
-        **sizes(rope_theta=theta, **asdict(YARN)),
+        **sizes(rope_theta=theta, wide_window=90, **asdict(YARN)),
         "in.x": x,
         "in.position": position.float(),
         "out.frequencies": frequencies(width, theta),
@@ -64,6 +67,8 @@ def rope(generator: Generator) -> Vectors:
         "out.correction_range": torch.tensor(
             correction_range(width, theta, YARN)
         ),
+        "out.wide_frequencies": frequencies(width, theta, wide),
+        "out.wide_range": torch.tensor(correction_range(width, theta, wide)),
         "out.softmax_factor": torch.tensor([softmax_factor(YARN)]),
         "out.interleaved": rotate(x.double(), phase),
         "out.half_split": rotate(x.double(), phase, interleaved=False),
@@ -172,6 +177,7 @@ MODULES: dict[str, Callable[[Generator], Vectors]] = {
         *posting.FUNCTIONS,
         *critics.FUNCTIONS,
         *programs.FUNCTIONS,
+        *eights.FUNCTIONS,
     )
 }
 

@@ -12,11 +12,14 @@ pub const BLOCK: Block = [128, 128];
 
 const SMALLEST_AMAX: f32 = 1e-4;
 
-/// A matrix as bytes and one scale per block.
+/// A matrix as codes and one scale per block.
+///
+/// Codes stand in 16 bits because E5M6 needs 12; where bytes count, as in
+/// [`super::layout`], they are bytes.
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct Quantized {
-    pub codes: Tensor<u8>,
+    pub codes: Tensor<u16>,
     pub scale: Tensor,
     pub block: Block,
     pub format: Format,
@@ -31,7 +34,14 @@ impl Quantized {
 
     /// The value of a code without its scale.
     fn values(&self) -> Tensor {
-        self.codes.map(|&code| decode(u16::from(code), self.format))
+        self.codes.map(|&code| decode(code, self.format))
+    }
+
+    /// The transposed matrix; its blocks are transposed with it.
+    pub fn t(&self) -> Self {
+        let (codes, scale) = (self.codes.t(), self.scale.t());
+        let [rows, cols] = self.block;
+        Self { codes, scale, block: [cols, rows], format: self.format }
     }
 }
 
@@ -41,7 +51,7 @@ impl Quantized {
 /// A block with a NaN or an infinity decodes to NaN as a whole.
 ///
 /// # Panics
-/// For a block without a side, and for codes that do not fit a byte.
+/// For a block without a side.
 pub fn quantize(
     x: &Tensor,
     [rows, cols]: Block,
@@ -49,7 +59,6 @@ pub fn quantize(
     pow2: bool,
 ) -> Quantized {
     assert!(rows * cols > 0, "a block of {rows} rows and {cols} columns");
-    assert!(format.sign() <= 128, "codes of 12 bits do not fit a byte");
     let [z, d] = x.dims();
     let (down, across) = ((z + rows - 1) / rows, (d + cols - 1) / cols);
     let place = |i: usize| i / d / rows * across + i % d / cols;
@@ -64,11 +73,20 @@ pub fn quantize(
     let scale = amax.map(|&amax| scale_for(amax, format, pow2));
     let scaled =
         x.data.iter().enumerate().map(|(i, x)| x / scale.data[place(i)]);
-    let codes = scaled.map(|x| cast(x, format) as u8).collect();
+    let codes = scaled.map(|x| cast(x, format)).collect();
     let codes = Tensor::new(&[z, d], codes);
     Quantized { codes, scale, block: [rows, cols], format }
 }
 // ANCHOR_END: quantize
+
+/// The largest magnitude of a tile; NaN if it holds one.
+pub(super) fn top(tile: &[f32]) -> f32 {
+    let larger = |top: f32, x: &f32| match x.is_nan() || x.abs() > top {
+        true => x.abs(),
+        false => top,
+    };
+    tile.iter().fold(0.0, larger)
+}
 
 // ANCHOR: scale_for
 /// The scale of a block with this largest magnitude; NaN if it is spoilt.
@@ -107,6 +125,14 @@ pub fn dequantize(q: &Quantized) -> Tensor {
     x
 }
 // ANCHOR_END: dequantize
+
+// ANCHOR: rounded
+/// What is left after rounding: quantised and decoded again, `[.., d]`.
+pub fn rounded(x: &Tensor, block: Block, format: Format, pow2: bool) -> Tensor {
+    let q = quantize(&x.clone().flatten(), block, format, pow2);
+    dequantize(&q).reshape(&x.shape)
+}
+// ANCHOR_END: rounded
 
 /// How a chunk is added up: in fp32, or as Hopper's FP8 unit does.
 pub type Product = fn(&[f32], &[f32]) -> f32;
@@ -173,3 +199,18 @@ pub fn cut(x: f32) -> f32 {
     f32::from_bits(x.to_bits() & !((1 << (23 - FRACTION_BITS)) - 1))
 }
 // ANCHOR_END: cut
+
+// ANCHOR: difference
+/// One number for how far two results are apart; zero for equal ones.
+pub fn difference(x: &Tensor, y: &Tensor) -> f64 {
+    let dot = |a: &Tensor, b: &Tensor| {
+        let pairs = a.data.iter().zip(&b.data);
+        pairs.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
+    };
+    let norms = dot(x, x) + dot(y, y);
+    if norms == 0.0 {
+        return 0.0;
+    }
+    1.0 - 2.0 * dot(x, y) / norms
+}
+// ANCHOR_END: difference

@@ -6,6 +6,7 @@ mod cache;
 mod common;
 mod critic;
 mod dsa;
+mod eights;
 mod mla;
 mod model;
 mod moe;

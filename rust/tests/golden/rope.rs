@@ -1,4 +1,4 @@
-use dsarch::config::Config;
+use dsarch::config::{Config, Yarn};
 use dsarch::rope::{
     correction_range, frequencies, phases, rotate, softmax_factor,
     to_half_split, to_interleaved, Layout,
@@ -18,6 +18,12 @@ fn frequencies_and_ramp_of_yarn() {
     golden.check("yarn_frequencies", &row(stretched));
     let (low, high) = correction_range(width, theta, &yarn);
     golden.check("correction_range", &row(vec![low as f32, high as f32]));
+    let window = golden.size("wide_window");
+    let wide = Yarn { original_max_position_embeddings: window, ..yarn };
+    let stretched = frequencies(width, theta, Some(&wide));
+    golden.check("wide_frequencies", &row(stretched));
+    let (low, high) = correction_range(width, theta, &wide);
+    golden.check("wide_range", &row(vec![low as f32, high as f32]));
     let factor = softmax_factor(Some(&yarn)) as f32;
     golden.check("softmax_factor", &row(vec![factor]));
 }
