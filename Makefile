@@ -10,8 +10,8 @@ RECORDS = $(shell grep -l chapters benchmarks/*.py)
 BENCHMARKS = $(filter-out $(RECORDS),$(wildcard benchmarks/*.py))
 CHAPTERS = $(wildcard chapters/*.ipynb *.ipynb)
 
-.PHONY: help book test lint lab notebooks site site-test screenshot rust \
-	golden mutants bench records canary clean
+.PHONY: help book test lint lab notebooks site site-test screenshot print \
+	measure rust golden mutants bench records canary clean
 .DEFAULT_GOAL := help
 
 help:  ## list these commands
@@ -52,6 +52,12 @@ site: $(READY)  ## build the site from nothing; every warning is an error
 
 site-test: site  ## the built site in a browser
 	@$(RUN) -m book.check site-tests
+
+print: site  ## the book on one page and as a PDF, in _build/print
+	@$(RUN) -m book.paper
+
+measure: site  ## weight, first paint and accessibility of every page
+	@$(RUN) -m book.measure
 
 screenshot: site  ## the picture of the README
 	$(RUN) -m book.screenshot

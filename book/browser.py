@@ -1,7 +1,13 @@
-"""Where a Chromium is, for the tests of the site and its picture."""
+"""A Chromium and a server, for whatever looks at the built site."""
 
+import functools
+import http.server
 import os
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 NAMES = (
     "chromium",
@@ -27,3 +33,22 @@ def chromium() -> str | None:
     """Find the browser: `CHROMIUM` if set, else one of the usual names."""
     names = (os.environ.get("CHROMIUM") or "", *NAMES)
     return next(filter(None, map(shutil.which, filter(None, names))), None)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on a free port of this machine; give its address."""
+    handler = functools.partial(Quiet, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()

@@ -21,6 +21,8 @@ SEARCH_SCRIPT = re.compile(
 )
 # a corner without words is no header of anything
 EMPTY_HEADER = re.compile(r'<th class="head[^"]*">(?:<p></p>)?</th>')
+# the same id for all exercises of a page is an id of none
+SHARED_ID = re.compile(r' id="(?:exercise|solution)-content"')
 ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\(\w+)"\}')
 ICON_NAME = re.compile(r"\bfa-[a-z0-9-]+")
 CODE_POINT = re.compile(r'"\\([ef][0-9a-f]{3})"')
@@ -31,6 +33,7 @@ def lighten_page(path: Path) -> None:
     """Drop scripts that a page does not need."""
     text = path.read_text(encoding="utf8")
     lighter = EMPTY_HEADER.sub("<td></td>", ICON_SCRIPT.sub("", text))
+    lighter = SHARED_ID.sub("", lighter)
     if path.name != "search.html":
         lighter = SEARCH_SCRIPT.sub("", lighter)
     if lighter != text:

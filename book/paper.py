@@ -7,7 +7,7 @@ begin.
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from pypdf import PdfReader
 
 from book import single
@@ -19,21 +19,38 @@ WIDTH = round((210 - 2 * 17) * 96 / 25.4)
 PATIENCE = 600_000
 FILL = """(pages) => document.querySelectorAll("[data-at]").forEach(
   (place) => { place.textContent = pages[place.dataset.at] ?? ""; })"""
-UNFOLDED = """() => document.querySelectorAll(".ds-explorer").forEach(
+# what an explorer folds away is not of its first state
+FOLDED = """() => document.querySelectorAll(".ds-explorer").forEach(
   (e) => e.shadowRoot?.querySelectorAll("figure details").forEach(
     (fold) => { fold.hidden = true; }))"""
 
 
-def page_numbers(pdf: Path) -> dict[str, int]:
+def page_numbers(pdf: PdfReader) -> dict[str, int]:
     """Return on which page of a PDF each target of a link stands."""
-    reader = PdfReader(pdf)
-    return {
-        name.lstrip("/"): reader.get_destination_page_number(target) + 1
-        for name, target in reader.named_destinations.items()
-    }
+    found = {}
+    for name, target in pdf.named_destinations.items():
+        place = pdf.get_destination_page_number(target)
+        if place is not None:
+            found[name.lstrip("/")] = place + 1
+    return found
 
 
-def save(page: Page, target: Path) -> None:
+def opened(browser: Browser, source: Path) -> Page:
+    """Open the single page as it will be laid out on paper."""
+    page = browser.new_page(
+        viewport={"width": WIDTH, "height": 1100},
+        color_scheme="light",
+        reduced_motion="reduce",
+    )
+    page.set_default_timeout(PATIENCE)
+    page.emulate_media(media="print", color_scheme="light")
+    page.goto(source.as_uri(), wait_until="load")
+    page.evaluate("document.fonts.ready")
+    page.evaluate(FOLDED)
+    return page
+
+
+def save(page: Page, target: Path) -> PdfReader:
     """Print the page that is open."""
     page.pdf(
         path=target,
@@ -42,29 +59,16 @@ def save(page: Page, target: Path) -> None:
         outline=True,
         tagged=True,
     )
+    return PdfReader(target)
 
 
-def to_pdf(source: Path, target: Path) -> int:
+def to_pdf(browser: Browser, source: Path, target: Path) -> int:
     """Print a single page and return its number of sheets."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium(), args=FLAGS
-        )
-        page = browser.new_page(
-            viewport={"width": WIDTH, "height": 1100},
-            color_scheme="light",
-            reduced_motion="reduce",
-        )
-        page.set_default_timeout(PATIENCE)
-        page.goto(source.as_uri(), wait_until="load")
-        page.emulate_media(media="print", color_scheme="light")
-        page.evaluate("document.fonts.ready")
-        page.evaluate(UNFOLDED)
-        save(page, target)
-        page.evaluate(FILL, page_numbers(target))
-        save(page, target)
-        browser.close()
-    return len(PdfReader(target).pages)
+    page = opened(browser, source)
+    page.evaluate(FILL, page_numbers(save(page, target)))
+    sheets = len(save(page, target).pages)
+    page.close()
+    return sheets
 
 
 def main() -> int:
@@ -78,7 +82,12 @@ def main() -> int:
         print("No Chromium or Chrome was found (set CHROMIUM): no PDF.")
         return 1
     target = source.with_suffix(".pdf")
-    sheets = to_pdf(source, target)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium(), args=FLAGS
+        )
+        sheets = to_pdf(browser, source, target)
+        browser.close()
     size = target.stat().st_size / 1e6
     print(f"{target}: {sheets} pages, {size:.1f} MB")
     return 0

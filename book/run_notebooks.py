@@ -37,32 +37,40 @@ def measured(notebook: nbformat.NotebookNode) -> dict[int, list]:
     }
 
 
-def run(path: Path, timeout: int, measure: bool = False) -> float:
-    """Execute one notebook and write it back only if every cell ran.
-
-    Measured outputs stay as they are unless ``measure`` asks for new ones.
-    """
+def execute(
+    notebook: nbformat.NotebookNode, folder: Path, timeout: int
+) -> float:
+    """Run the cells as they would run in `folder`; return the seconds."""
     start = time.perf_counter()
-    notebook = nbformat.read(path, as_version=4)
-    kept = {} if measure else measured(notebook)
-    clean(notebook)
     client = NotebookClient(
         notebook,
         timeout=timeout,
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(folder)}},
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
     client.execute(env={**os.environ, **KERNEL_ENV})
+    return time.perf_counter() - start
+
+
+def run(path: Path, timeout: int, measure: bool = False) -> float:
+    """Execute one notebook and write it back only if every cell ran.
+
+    Measured outputs stay as they are unless ``measure`` asks for new ones.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    kept = {} if measure else measured(notebook)
+    clean(notebook)
+    seconds = execute(notebook, path.parent, timeout)
     for index, outputs in kept.items():
         notebook.cells[index].outputs = outputs
     # the kernel's own answer names the Python version; widget ids are random
     notebook.metadata = nbformat.from_dict(NOTEBOOK_METADATA)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-    return time.perf_counter() - start
+    return seconds
 
 
 def main() -> int:

@@ -1,39 +1,15 @@
 """Every page: private, light, quick, readable for all, on any screen."""
 
-from pathlib import Path
-
-import axe_playwright_python
 import pytest
 from playwright.sync_api import Browser, Page
 
+from book.measure import AXE, AXE_RUN, CONTRAST, IS_DARK, PAINT, SIZE
 from tests.site.pages import SITE, opened, pages
 
-AXE = Path(axe_playwright_python.__file__).parent / "axe.min.js"
-# Without preload, or axe looks for imported style sheets at wrong places. The
-# drawn half of a formula is hidden from assistive technology; what speaks is
-# its MathML, which axe does not count as the text of a header cell. Only
-# contrast depends on the scheme.
-AXE_RUN = """async (dark) => (await axe.run(
-  {include: [["html"]], exclude: [[".katex-html"]]},
-  {
-    preload: false,
-    resultTypes: ["violations"],
-    rules: {"empty-table-header": {enabled: false}},
-    ...(dark && {runOnly: ["color-contrast", "link-in-text-block"]}),
-  },
-)).violations"""
 WEIGHT = 1.5e6
 FIRST_PAINT = 1000
 every_page = pytest.mark.parametrize("name", pages())
 
-SIZE = """() => performance.getEntries()
-  .filter(e => ["navigation", "resource"].includes(e.entryType))
-  .reduce((sum, e) => sum + e.decodedBodySize, 0)"""
-PAINT = """() => new Promise(found => new PerformanceObserver(list => {
-  for (const e of list.getEntries())
-    if (e.name === "first-contentful-paint") found(e.startTime);
-}).observe({type: "paint", buffered: true}))"""
-IS_DARK = "() => document.documentElement.dataset.theme === 'dark'"
 OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 WIDE = """() => [...document.querySelectorAll(".bd-article *")]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
@@ -46,7 +22,7 @@ def accessibility(page: Page, dark: bool) -> list[str]:
     return [
         f"{found['impact']} {found['id']}: {node['html'][:160]}"
         f" ({node['failureSummary'][:200]})"
-        for found in page.evaluate(AXE_RUN, dark)
+        for found in page.evaluate(AXE_RUN, CONTRAST if dark else None)
         for node in found["nodes"][:3]
     ]
 
