@@ -93,10 +93,11 @@ def test_controls_drive_the_view():
 
 
 def test_first_values():
-    assert live_kv_cache(heads=4).values()["heads"] == 4
-    for name in ("width", "kind"):
-        with pytest.raises(ValueError, match=f"'{name}' is no size"):
-            live_kv_cache(**{name: 4})
+    first = live_kv_cache(heads=4, kind="MQA").values()
+    assert first["heads"] == 4 and first["kind"] == "MQA"
+    for name, value in {"width": 4, "kind": "MLP", "heads": "4"}.items():
+        with pytest.raises(ValueError, match=f"'{name}' cannot begin"):
+            live_kv_cache(**{name: value})
 
 
 def test_a_panel_of_its_own_escapes_and_refuses():

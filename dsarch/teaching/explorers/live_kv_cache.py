@@ -134,10 +134,11 @@ def compare_bytes(**values: Any) -> Answer:
     return Answer(text, ("stream of a layer", "shape", "bytes"), rows)
 
 
-def live_kv_cache(**start: int) -> Panel:
+def live_kv_cache(**start: int | str) -> Panel:
     """The panel of the key-value cache; ``start`` sets first values.
 
-    A name that is no field raises ``ValueError``.
+    A name that is no field, or a choice that it does not offer, raises
+    ``ValueError``.
     """
     fields: dict[str, tuple[str, Field]] = {
         "kind": ("Attention", ["MLA", "MHA", "GQA", "MQA"]),
@@ -152,8 +153,13 @@ def live_kv_cache(**start: int) -> Panel:
         "dtype": ("Numbers", list(DTYPES)),
     }
     for name, value in start.items():
-        if not isinstance(fields.get(name, ("", ""))[1], int):
-            raise ValueError(f"{name!r} is no size of this panel")
-        fields[name] = (fields[name][0], value)
+        label, first = fields.get(name, ("", ""))
+        if isinstance(first, list) and value in first:
+            rest = [choice for choice in first if choice != value]
+            fields[name] = label, [value, *rest]
+        elif isinstance(first, int) and isinstance(value, int):
+            fields[name] = label, value
+        else:
+            raise ValueError(f"{name!r} cannot begin at {value!r} here")
     title = "Live: predicted against allocated cache bytes."
     return Panel(title, fields, compare_bytes)
