@@ -26,7 +26,8 @@ document.addEventListener("DOMContentLoaded", () => {
   addEventListener("resize", wide);
   // what scrolls must be reachable with the keyboard, what does not, need not;
   // which of the two it is can change when the fonts arrive
-  const boxes = "div.math, .cell_output pre, .pst-scrollable-table-container";
+  const boxes = "div.math, .cell_output pre, :has(> svg.ds-figure), " +
+    ".pst-scrollable-table-container";
   const reach = () => all(boxes, (element) => {
     if (element.scrollWidth > element.clientWidth)
       element.setAttribute("tabindex", "0");
