@@ -112,6 +112,10 @@ def test_impossible_entries():
     assert kd_loss(tensor([1, 0, 0.0]), teacher, temperature=1.0) < INF
     half = jsd_loss(teacher, tensor([1, 0, 0.0]))
     assert half.isfinite(), "the mixture has every entry of either"
+    whole = jsd_loss(student, teacher)
+    close(whole.detach(), jsd_loss(student[:2], teacher[:2]).detach())
+    (gradient,) = torch.autograd.grad(whole, student)
+    assert gradient.isfinite().all() and gradient[2] == 0
     assert divergence(teacher, teacher).item() == 0
 
 

@@ -114,7 +114,9 @@ def jsd_loss(
         return _mean(divergence(log_p, log_q), mask)
     if beta == 1:
         return _mean(divergence(log_q, log_p), mask)
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    # Where neither has probability, the slope of the sum would be NaN.
+    p, q = (x.clamp(min=torch.finfo(x.dtype).min) for x in (log_p, log_q))
+    log_m = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))
     both = beta * divergence(log_p, log_m)
     return _mean(both + (1 - beta) * divergence(log_q, log_m), mask)
 

@@ -46,7 +46,12 @@ fn mean(
 
 /// The gradient by logits of what has the gradient `slope` by `q`.
 fn through_softmax(log_q: &[f32], slope: &[f32]) -> Vec<f32> {
-    let pairs = || log_q.iter().zip(slope).map(|(q, g)| (q.exp(), g));
+    // Without probability the slope may be NaN: it was infinity less itself.
+    let alive = |(q, g): (&f32, &f32)| match q.exp() {
+        q if q > 0.0 => (q, *g),
+        q => (q, 0.0),
+    };
+    let pairs = || log_q.iter().zip(slope).map(alive);
     let level: f32 = pairs().map(|(q, g)| q * g).sum();
     pairs().map(|(q, g)| q * (g - level)).collect()
 }

@@ -73,11 +73,14 @@ def process(generator: Generator) -> Vectors:
     mask = torch.rand(12, 8, generator=generator) < 0.7
     mask[5] = False
     each = random(generator, 12)
+    # Row 3 has drifted by exactly 0.5; row 4 by more, at no advantage.
+    logp[3:5], old[3:5] = torch.tensor([[-1.0], [-2.0]]), -0.5
+    each[3], each[4] = -1.0, 0.0
     kept = {
         f"out.keep.{delta}": grpo.off_policy_mask(
             logp.double(), old.double(), each, mask, delta
         )
-        for delta in (-0.1, 0.0, 0.1)
+        for delta in (-0.1, 0.0, 0.1, 0.5)
     }
     flat = earned.flatten(0, 1)
     return {

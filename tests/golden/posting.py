@@ -1,6 +1,7 @@
 """Golden vectors of post-training: losses, and gradients by autograd."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -48,15 +49,24 @@ def sft(generator: Generator) -> Vectors:
     tokens = torch.randint(11, (2, 7), generator=generator)
     mask = torch.rand(2, 7, generator=generator) < 0.6
     mask[0, 0] = True
+    # A masked token that cannot come, and a batch without a trained one.
+    forbidden = torch.zeros(2, 7, 11, dtype=torch.bool)
+    masked = ~mask[:, 1:, None]
+    forbidden[:, :-1].scatter_(2, tokens[:, 1:, None], masked)
+    fewer = logits.masked_fill(forbidden, -torch.inf)
+    nothing = torch.zeros_like(mask)
     return {
         **sizes(temperature=0.7),
         "in.logits": logits,
         "in.tokens": tokens,
         "in.mask": mask,
+        "in.forbidden": forbidden,
         "out.logprobs": token_logprobs(
             logits.double(), tokens, temperature=0.7
         ),
         **graded("loss", lambda x: sft_loss(x, tokens, mask), logits),
+        **graded("hidden", lambda x: sft_loss(x, tokens, mask), fewer),
+        **graded("nothing", lambda x: sft_loss(x, tokens, nothing), logits),
     }
 
 
@@ -116,10 +126,14 @@ def grpo(generator: Generator) -> Vectors:
         "in.values": values,
         "in.scores": scores,
     }
+    # The mean of five equal numbers need not be that number in fp32.
+    made["in.equal"] = torch.tensor([[0.7] * 5, [0.1] * 5, [1, 0, 0.3, 0, 1]])
+    made["out.equal"] = advantages(made["in.equal"], "group")
     for scale in ("group", "batch", "none"):
         made[f"out.advantages.{scale}"] = advantages(rewards.double(), scale)
     for kind in ("k1", "k2", "k3"):
         made[f"out.kl.{kind}"] = kl_estimate(logp.double(), ref.double(), kind)
+    made |= unusual(logp, old, ref, mask, advantage)
     known = {"old_logp": old.double(), "ref_logp": ref.double(), "keep": keep}
     for name, choice in POLICIES.items():
         made |= graded(
@@ -133,6 +147,23 @@ def grpo(generator: Generator) -> Vectors:
         )
     found = gae(scores.double(), values.double(), mask, gamma=0.97, lam=0.9)
     return made | {"out.gae": found[0], "out.returns": found[1]}
+
+
+def unusual(
+    logp: Tensor, old: Tensor, ref: Tensor, mask: Tensor, advantage: Tensor
+) -> Vectors:
+    """Impossible tokens under the mask; samples that are only just drawn."""
+    hidden = [x.masked_fill(~mask, -torch.inf) for x in (logp, old, ref)]
+    _, old, ref = (x.double() for x in hidden)
+    choice, wide = POLICIES["grpo"], advantage.double()
+
+    def masked(x: Tensor) -> Tensor:
+        return policy_loss(Samples(x, wide, mask, old, ref), choice).loss
+
+    def fresh(x: Tensor) -> Tensor:
+        return policy_loss(Samples(x, wide, mask), objective("grpo")).loss
+
+    return graded("masked", masked, hidden[0]) | graded("fresh", fresh, logp)
 
 
 def distillation(generator: Generator) -> Vectors:
@@ -150,18 +181,24 @@ def distillation(generator: Generator) -> Vectors:
         )
         for beta in (0.0, 0.3, 1.0)
     }
+    # What neither of them may say.
+    never = torch.arange(9) == torch.tensor([[4], [0], [8], [4], [2]])
+    fewer = [x.masked_fill(never, -torch.inf) for x in (student, teacher)]
+    cases = {
+        "": (student, teacher, None),
+        "_masked": (student, teacher, mask),
+        "_forbidden": (*fewer, None),
+    }
     made: Vectors = {
         "in.student": student,
         "in.teacher": teacher,
         "in.mask": mask,
+        "in.forbidden": never,
     }
     for name, loss in losses.items():
-        for suffix, kept in (("", None), ("_masked", mask)):
-            made |= graded(
-                name + suffix,
-                lambda s, loss=loss, kept=kept: loss(s, teacher.double(), kept),
-                student,
-            )
+        for suffix, (s, t, kept) in cases.items():
+            # The teacher asks for a gradient, too, and must get none.
+            made |= graded(name + suffix, partial(loss, m=kept), s, t)
     return made
 
 

@@ -63,7 +63,9 @@ def fp8_products(generator: Generator) -> Vectors:
 def optim(generator: Generator) -> Vectors:
     """Five steps of AdamW, a clipped gradient, an orthogonal update."""
     weight, gradients = random(generator, 13), random(generator, 5, 13)
-    settings = Settings(0.02, (0.9, 0.95), 1e-8, 0.1)
+    # Gradients from far below epsilon, which is large, to far above it.
+    gradients *= 10 ** (torch.arange(13) % 5 - 3.0)
+    settings = Settings(0.02, (0.9, 0.95), 0.01, 0.1)
     found = weight.double()
     state = {k: torch.zeros(13).double() for k in ("exp_avg", "exp_avg_sq")}
     for step, gradient in enumerate(gradients, 1):
@@ -73,9 +75,22 @@ def optim(generator: Generator) -> Vectors:
     for part, row in zip(parts, gradients, strict=False):
         part.grad = row[: len(part)].double()
     norm = clip_grad_norm(parts, 0.5)
+    short = [row.double() for row in gradients[2:4]]
+    kept = [torch.zeros(13).double() for _ in short]
+    for part, row in zip(kept, short, strict=True):
+        part.grad = row.clone()
+    above = 2 * float(torch.cat(short).norm())
+    clip_grad_norm(kept, above)
     wide = random(generator, 4, 6)
     return {
-        **sizes(lr=0.02, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1),
+        **sizes(
+            lr=0.02,
+            beta1=0.9,
+            beta2=0.95,
+            eps=0.01,
+            weight_decay=0.1,
+            above=above,
+        ),
         "in.weight": weight,
         "in.gradients": gradients,
         "in.matrix": wide,
@@ -84,6 +99,7 @@ def optim(generator: Generator) -> Vectors:
         "out.exp_avg_sq": state["exp_avg_sq"],
         "out.norm": norm[None],
         "out.clipped": torch.cat([part.grad for part in parts]),
+        "out.unclipped": torch.stack([part.grad for part in kept]),
         "out.orthogonal": _orthogonal(wide),
         "out.orthogonal_tall": _orthogonal(wide.T),
         "out.muon_scale": torch.tensor(

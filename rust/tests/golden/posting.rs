@@ -8,6 +8,14 @@ use dsarch::Tensor;
 
 use crate::common::{check_loss, row, Golden};
 
+/// What cannot be said, where a golden file says so.
+fn hide(x: &f32, gone: &bool) -> f32 {
+    match gone {
+        true => f32::NEG_INFINITY,
+        false => *x,
+    }
+}
+
 #[test]
 fn fine_tuning() {
     let mut golden = Golden::open("sft");
@@ -16,9 +24,12 @@ fn fine_tuning() {
     let (mask, t) = (golden.mask("in.mask"), golden.cfg("temperature") as f32);
     golden.check("logprobs", &token_logprobs(&logits, &tokens, t));
     check_loss(&mut golden, "loss", sft_loss(&logits, &tokens, &mask));
+    let fewer = logits.zip(&golden.mask("in.forbidden"), hide);
+    let hidden = sft_loss(&fewer, &tokens, &mask);
+    check_loss(&mut golden, "hidden", hidden);
     let nothing = Tensor::full(&mask.shape, false);
     let loss = sft_loss(&logits, &tokens, &nothing);
-    assert_eq!((loss.value, loss.gradient.data.iter().sum()), (0.0, 0.0f32));
+    check_loss(&mut golden, "nothing", loss);
 }
 
 fn check_pair(golden: &mut Golden, name: &str, found: Loss<[Vec<f32>; 2]>) {
@@ -80,6 +91,8 @@ fn groups_and_divergences() {
         assert_eq!(found.row(1), [0.0; 3]);
         golden.check(&format!("advantages.{name}"), &found);
     }
+    let equal = golden.tensor("in.equal");
+    golden.check("equal", &advantages(&equal, Scale::Group));
     let (logp, known) =
         (golden.tensor("in.logp"), golden.tensor("in.ref_logp"));
     for (name, kind) in [("k1", Kl::K1), ("k2", Kl::K2), ("k3", Kl::K3)] {
@@ -129,6 +142,23 @@ fn policies_and_what_autograd_says_of_them() {
     for (name, choice) in members() {
         check_loss(&mut golden, name, policy_loss(&samples, &choice));
     }
+    // Just drawn: the sampler gave what the policy gives.
+    let fresh = Samples { old_logp: &logp, ref_logp: None, ..samples };
+    let fresh = Samples { keep: None, ..fresh };
+    let found = policy_loss(&fresh, &Objective::default());
+    check_loss(&mut golden, "fresh", found);
+    let unused = mask.map(|used| !used);
+    let [logp, old_logp, ref_logp] =
+        [&logp, &old_logp, &ref_logp].map(|x| x.zip(&unused, hide));
+    let masked = Samples {
+        logp: &logp,
+        old_logp: &old_logp,
+        ref_logp: Some(&ref_logp),
+        keep: None,
+        ..samples
+    };
+    let choice = Objective { beta: 0.3, ..Objective::default() };
+    check_loss(&mut golden, "masked", policy_loss(&masked, &choice));
 }
 
 #[test]
@@ -153,13 +183,20 @@ fn students() {
     let mut golden = Golden::open("distillation");
     let (s, t) = (golden.tensor("in.student"), golden.tensor("in.teacher"));
     let some = golden.mask("in.mask").data;
-    for (suffix, mask) in [("", None), ("_masked", Some(&some[..]))] {
-        let found = kd_loss(&s, &t, 2.5, mask);
+    let never = golden.mask("in.forbidden");
+    let fewer = [s.zip(&never, hide), t.zip(&never, hide)];
+    let cases = [
+        ("", [&s, &t], None),
+        ("_masked", [&s, &t], Some(&some[..])),
+        ("_forbidden", [&fewer[0], &fewer[1]], None),
+    ];
+    for (suffix, [s, t], mask) in cases {
+        let found = kd_loss(s, t, 2.5, mask);
         check_loss(&mut golden, &format!("kd{suffix}"), found);
-        let found = reverse_kl_loss(&s, &t, 0.8, mask);
+        let found = reverse_kl_loss(s, t, 0.8, mask);
         check_loss(&mut golden, &format!("reverse{suffix}"), found);
         for (name, beta) in [("0.0", 0.0), ("0.3", 0.3), ("1.0", 1.0)] {
-            let found = jsd_loss(&s, &t, beta, 1.3, mask);
+            let found = jsd_loss(s, t, beta, 1.3, mask);
             check_loss(&mut golden, &format!("jsd_{name}{suffix}"), found);
         }
     }

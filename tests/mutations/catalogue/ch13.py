@@ -108,6 +108,15 @@ MUTATIONS = [
         tests=(f"{UNIT}::test_impossible_entries",),
     ),
     Mutation(
+        id="13.mixture-of-nothing",
+        file=DISTILL,
+        old="(x.clamp(min=torch.finfo(x.dtype).min) for x in (log_p, log_q))",
+        new="log_p, log_q",
+        story="The loss is fine and its gradient NaN: one token that neither "
+        "teacher nor student may say has no slope in their mixture.",
+        tests=(f"{UNIT}::test_impossible_entries",),
+    ),
+    Mutation(
         id="13.padding-distilled",
         file=DISTILL,
         old="return x.mean() if mask is None else masked_mean(x, mask)",
