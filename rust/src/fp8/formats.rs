@@ -123,15 +123,15 @@ pub fn cast(x: f32, format: Format) -> u16 {
 /// Zero takes the smallest; negative and infinite values become NaN.
 pub fn encode_scale(x: f32) -> u8 {
     let wide = f64::from(x);
-    match x {
-        x if x < 0.0 || !x.is_finite() => SCALE_NAN,
-        0.0 => 0,
-        _ => {
-            let e = exponent(wide);
-            let up = e + i32::from(wide > 2f64.powi(e));
-            (up + SCALE_BIAS).clamp(0, i32::from(SCALE_NAN) - 1) as u8
-        }
+    if x < 0.0 || !x.is_finite() {
+        return SCALE_NAN;
     }
+    if x == 0.0 {
+        return 0;
+    }
+    let e = exponent(wide);
+    let up = e + i32::from(wide > 2f64.powi(e));
+    (up + SCALE_BIAS).clamp(0, i32::from(SCALE_NAN) - 1) as u8
 }
 
 /// The power of two that a UE8M0 code stands for.

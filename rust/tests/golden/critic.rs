@@ -48,6 +48,21 @@ fn what_was_never_sampled_has_no_loss() {
 }
 
 #[test]
+fn a_critic_inside_its_clip_is_pulled_whatever_rounds() {
+    let x = |step: f32| {
+        let data = (1..200).map(|i| 0.37 + step * i as f32).collect();
+        Tensor::new(&[1, 199], data)
+    };
+    let (values, old, returns) = (x(0.013), x(0.0129), x(0.017));
+    let mask = values.map(|_| true);
+    let loss = value_loss(&values, &old, &returns, &mask, 0.2);
+    for (slope, i) in loss.gradient.data.iter().zip(1..) {
+        let told = -0.004 * i as f32 / 199.0;
+        assert!((slope - told).abs() < 1e-6, "{i}: {slope}, not {told}");
+    }
+}
+
+#[test]
 fn supervision_of_steps() {
     let mut golden = Golden::open("process");
     let rewards = golden.tensor("in.rewards");
@@ -60,7 +75,7 @@ fn supervision_of_steps() {
     let [logp, old_logp, advantage] = ["logp", "old_logp", "advantage"]
         .map(|name| golden.tensor(&format!("in.{name}")));
     let mask = golden.mask("in.mask");
-    for delta in ["-0.1", "0.0", "0.1"] {
+    for delta in ["-0.1", "0.0", "0.1", "0.5"] {
         let kept = golden.mask(&format!("out.keep.{delta}")).data;
         let delta = delta.parse().expect("a number");
         let found =
