@@ -14,6 +14,9 @@ OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
 WIDE = """() => [...document.querySelectorAll(".bd-article *")]
   .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 5).map(e => e.outerHTML.slice(0, 120))"""
+TINY = """() => [...document.querySelectorAll("svg.ds-figure")]
+  .filter(e => e.clientWidth < Math.min(480, parseFloat(e.style.maxWidth)) - 1)
+  .map(e => e.getAttribute("aria-label"))"""
 EMPTY = "() => [...document.images].filter(i => !i.alt).map(i => i.src)"
 
 
@@ -52,6 +55,7 @@ def test_page_without_a_server(browser: Browser, name: str) -> None:
         page.wait_for_load_state("networkidle")
         assert not errors
         assert page.evaluate(OVERFLOW) <= 0, page.evaluate(WIDE)
+        assert page.evaluate(TINY) == []
 
 
 @every_page
