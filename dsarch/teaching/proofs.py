@@ -138,10 +138,10 @@ INTRODUCTION = """\
 
 Every numbered equation of the book has a witness: a test that compares our
 code with an implementation that we did not write, or with another form of
-itself. The last column is the largest difference seen, rounded up to a power
-of ten; a test fails if it grows beyond ten times that. Sizes in these tests all
-differ from each other, biases are not zero, and positions lie beyond the
-window that YaRN stretches.
+itself; the latter is called an *identity*. The column *Difference* holds the
+largest one seen, rounded up to a power of ten; a test fails if it grows beyond
+ten times that. Sizes in these tests all differ from each other, biases are not
+zero, and positions lie beyond the window that YaRN stretches.
 
 `make test` runs all of them. That the tests would notice a mistake is tested
 too: `make mutants` plants known mistakes one at a time, and each has to be
