@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from dsarch.fp8.formats import decode, encode, grid
+from dsarch.fp8.formats import cast, decode, encode, grid
 from dsarch.fp8.reference import TILE, dequantize, fp8_gemm, quantize
 from dsarch.train import schedule as plans
 from dsarch.train.muon import muon_scale, orthogonalise
@@ -39,13 +39,16 @@ def fp8_formats(generator: Generator) -> Vectors:
         made[f"out.{name}.values"] = values.nan_to_num(**FINITE)
         given = x.abs() if name == "ue8m0" else x
         made[f"out.{name}.codes"] = encode(given, name).float()
+        if name != "ue8m0":
+            made[f"out.{name}.cast"] = cast(x, name)
     return made
 
 
 def fp8_products(generator: Generator) -> Vectors:
-    """Two matrices in tiles, small blocks, and three ways to multiply."""
+    """Two matrices in tiles, one spoilt, and three ways to multiply."""
     a, b = random(generator, 3, 300) * 3, random(generator, 5, 300)
     a[0, 5], a[1, :128] = 90.0, 0.0
+    a[2, 130] = 112.0  # a scale that is a power of two
     made: Vectors = {"in.a": a, "in.b": b}
     cases = {"tile": (TILE, False), "pow2": (TILE, True)}
     for name, (block, pow2) in (cases | {"block": ((2, 48), False)}).items():
@@ -53,6 +56,17 @@ def fp8_products(generator: Generator) -> Vectors:
         codes = q.values.view(torch.uint8)
         made |= {f"out.{name}.codes": codes, f"out.{name}.scale": q.scale}
         made[f"out.{name}.decoded"] = dequantize(q)
+    spoilt = a.clone()
+    spoilt[0, 7], spoilt[1, 140], spoilt[2, 299] = (
+        torch.nan,
+        torch.inf,
+        -torch.inf,
+    )
+    made["in.spoilt"] = spoilt.nan_to_num(**FINITE)
+    for name, pow2 in (("spoilt", False), ("spoilt_pow2", True)):
+        q = quantize(spoilt, pow2=pow2)
+        made[f"out.{name}.scale"] = q.scale.nan_to_num(**FINITE)
+        made[f"out.{name}.decoded"] = dequantize(q).nan_to_num(**FINITE)
     left, right = quantize(a), quantize(b)
     made["out.gemm"] = fp8_gemm(left, right)
     made["out.gemm_64"] = fp8_gemm(left, right, promote=64)

@@ -43,7 +43,7 @@ def table() -> str:
             for key, value in make(name).items()
             if key.startswith(("in.", "out."))
         )
-        what = (function.__doc__ or "").strip()
+        what = " ".join((function.__doc__ or "").split())
         rows.append(f"| `{name}.safetensors` | {what} | {shapes} |")
     return "\n".join(rows) + "\n"
 
