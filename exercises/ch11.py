@@ -289,7 +289,7 @@ MERGE = Exercise(
     task="""\
 A rank of a ring has seen keys in two blocks. Each block left `(most, total,
 out)`: the largest score `[t]`, $\\ell = \\sum_s e^{x_s - m}$ `[t]` and
-$o = \\sum_s e^{x_s - m} v_s$ `[t, v]`. Return the triple of both together.""",
+$y = \\sum_s e^{x_s - m} v_s$ `[t, v]`. Return the triple of both together.""",
     checks="fp64: `out / total` equals softmax over all nine keys",
     name="merge",
     skeleton="""
