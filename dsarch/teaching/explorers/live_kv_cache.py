@@ -134,6 +134,15 @@ def compare_bytes(**values: Any) -> Answer:
     return Answer(text, ("stream of a layer", "shape", "bytes"), rows)
 
 
+def _beginning(name: str, field: Field, value: int | str) -> Field:
+    if isinstance(field, int) and isinstance(value, int):
+        return value
+    choices = [] if isinstance(field, int) else list(field)
+    if isinstance(value, str) and value in choices:
+        return sorted(choices, key=lambda choice: choice != value)
+    raise ValueError(f"{name!r} cannot begin at {value!r} here")
+
+
 def live_kv_cache(**start: int | str) -> Panel:
     """The panel of the key-value cache; ``start`` sets first values.
 
@@ -153,13 +162,7 @@ def live_kv_cache(**start: int | str) -> Panel:
         "dtype": ("Numbers", list(DTYPES)),
     }
     for name, value in start.items():
-        label, first = fields.get(name, ("", ""))
-        if isinstance(first, list) and value in first:
-            rest = [choice for choice in first if choice != value]
-            fields[name] = label, [value, *rest]
-        elif isinstance(first, int) and isinstance(value, int):
-            fields[name] = label, value
-        else:
-            raise ValueError(f"{name!r} cannot begin at {value!r} here")
+        label, field = fields.get(name, ("", ""))
+        fields[name] = label, _beginning(name, field, value)
     title = "Live: predicted against allocated cache bytes."
     return Panel(title, fields, compare_bytes)
