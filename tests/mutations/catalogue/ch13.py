@@ -61,8 +61,8 @@ MUTATIONS = [
     Mutation(
         id="13.mixture-weights-swapped",
         file=DISTILL,
-        old="log_p + math.log(beta), log_q + math.log1p(-beta)",
-        new="log_p + math.log1p(-beta), log_q + math.log(beta)",
+        old="p + math.log(beta), q + math.log1p(-beta)",
+        new="p + math.log1p(-beta), q + math.log(beta)",
         story="Right at one half and wrong everywhere else, as in an old "
         "version of a well-known library.",
         tests=(JSD,),
