@@ -106,9 +106,10 @@ def places(mutation: Mutation) -> set[str]:
 def edited(before: str, after: str) -> set[int]:
     """The lines that differ; both neighbours of lines that are only new."""
     old, new = before.splitlines(), after.splitlines()
-    first = len(os.path.commonprefix([old, new])) + 1
-    last = len(old) - len(os.path.commonprefix([old[::-1], new[::-1]]))
-    return {*range(min(first, last), max(first, last) + 1)}
+    same = len(os.path.commonprefix([old, new]))
+    ends = [lines[same:][::-1] for lines in (old, new)]
+    last = len(old) - len(os.path.commonprefix(ends))
+    return {*range(min(same + 1, last), max(same + 1, last) + 1)}
 
 
 def span(node: ast.stmt) -> set[int]:
