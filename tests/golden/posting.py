@@ -126,8 +126,9 @@ def grpo(generator: Generator) -> Vectors:
         "in.values": values,
         "in.scores": scores,
     }
-    # The mean of five equal numbers need not be that number in fp32.
-    made["in.equal"] = torch.tensor([[0.7] * 5, [0.1] * 5, [1, 0, 0.3, 0, 1]])
+    # The mean of seven equal numbers need not be that number in fp32.
+    equal = torch.tensor([[0.9], [0.7], [0.1]]).expand(3, 7)
+    made["in.equal"] = torch.cat([equal, random(generator, 1, 7)])
     made["out.equal"] = advantages(made["in.equal"], "group")
     for scale in ("group", "batch", "none"):
         made[f"out.advantages.{scale}"] = advantages(rewards.double(), scale)
