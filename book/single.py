@@ -38,7 +38,7 @@ SECTIONS = re.compile(
     re.S,
 )
 HEADER_LINK = re.compile(r'<a class="headerlink".*?</a>', re.S)
-# what the theme links to that is no page of the book on paper
+# a caption and the pages below it
 Part = tuple[str, list[str]]
 
 
