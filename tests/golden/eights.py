@@ -77,11 +77,14 @@ def fp8_layout(generator: Generator) -> Vectors:
         "out.latent": latent,
         "out.k_rope": rope,
     }
-    cases = {"row": (True, False), "page": (True, True), "free": (False, False)}
-    for name, (pow2, paged) in cases.items():
-        rows = pack_index(keys, pow2=pow2, paged=paged)
+    packs = {
+        "row": pack_index(keys),
+        "page": pack_index(keys, paged=True),
+        "free": pack_index(keys, pow2=False),
+    }
+    for name, rows in packs.items():
         made[f"out.{name}.bytes"] = rows
-        made[f"out.{name}"] = unpack_index(rows, paged=paged)
+        made[f"out.{name}"] = unpack_index(rows, paged=name == "page")
     return made
 
 

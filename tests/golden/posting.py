@@ -10,7 +10,7 @@ from dsarch.post import distill
 from dsarch.post.dpo import VARIANTS, dpo_loss
 from dsarch.post.grpo import advantages, kl_estimate
 from dsarch.post.logprobs import token_logprobs
-from dsarch.post.objective import Samples, objective, policy_loss
+from dsarch.post.objective import Objective, Samples, objective, policy_loss
 from dsarch.post.ppo import gae
 from dsarch.post.reward import bradley_terry_loss
 from dsarch.post.sft import sft_loss
@@ -156,15 +156,19 @@ def unusual(
     """Impossible tokens under the mask; samples that are only just drawn."""
     hidden = [x.masked_fill(~mask, -torch.inf) for x in (logp, old, ref)]
     _, old, ref = (x.double() for x in hidden)
-    choice, wide = POLICIES["grpo"], advantage.double()
+    wide, made = advantage.double(), {}
+    # With one ratio for a sequence a masked place could spoil all others.
+    for name in ("grpo", "gspo_v3.2"):
 
-    def masked(x: Tensor) -> Tensor:
-        return policy_loss(Samples(x, wide, mask, old, ref), choice).loss
+        def masked(x: Tensor, choice: Objective = POLICIES[name]) -> Tensor:
+            return policy_loss(Samples(x, wide, mask, old, ref), choice).loss
+
+        made |= graded(f"masked.{name}", masked, hidden[0])
 
     def fresh(x: Tensor) -> Tensor:
         return policy_loss(Samples(x, wide, mask), objective("grpo")).loss
 
-    return graded("masked", masked, hidden[0]) | graded("fresh", fresh, logp)
+    return made | graded("fresh", fresh, logp)
 
 
 def distillation(generator: Generator) -> Vectors:

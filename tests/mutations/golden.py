@@ -27,7 +27,25 @@ from tests.mutations import HOUSE, Mutation
 
 PACKAGE = str(HOUSE / "dsarch") + os.sep
 # Mutations that run for a vector and yet leave it as it is, and why.
-INVISIBLE: dict[str, str] = {}
+GRADIENT = "Only a gradient differs, one that the port does not have."
+REFUSAL = "A refusal, not a value; the port's own tests have theirs."
+SPEED = "The other form, of equal value, at another speed."
+INVISIBLE = {
+    "01.softmax-narrows": "It costs digits of fp64; the files hold fp32.",
+    "02.uneven-groups-pass": REFUSAL,
+    "03.form-chosen-backwards": SPEED,
+    "06.gradient-through-the-bias": GRADIENT,
+    "07.state-cut-off": GRADIENT,
+    "08.float64-rounded-twice": "It takes a number that fp32 does not have.",
+    "14.dense-after-all": SPEED,
+    "14.trunk-not-detached": GRADIENT,
+    "14.window-into-the-file": "It shows when the file is overwritten.",
+    "14.nan-let-in": REFUSAL,
+    "14.copies-believed": REFUSAL,
+    "14.end-not-checked": REFUSAL,
+    "14.shape-not-checked": REFUSAL,
+    "14.half-written-folder": "It shows when the machine stops halfway.",
+}
 
 
 class Tracer:
@@ -39,6 +57,11 @@ class Tracer:
     def __init__(self) -> None:
         self.ran: dict[str, set[str]] = {}
         self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_setup(self) -> None:
+        from tests.golden import models
+
+        models.whole.cache_clear()  # or the first test alone would make it
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:

@@ -238,7 +238,8 @@ def golden(mutations: list[Mutation], jobs: int) -> int:
     verdicts = run(touching, jobs)
     caught = sum(verdict == "killed" for verdict in verdicts.values())
     wrong = faults(mutations, verdicts)
-    print("\n".join(wrong))
+    for fault in wrong:
+        print(fault)
     print(
         f"{len(touching)} of {len(mutations)} touch a golden vector: "
         f"{caught} are caught, {len(touching) - caught} are not, "
