@@ -70,3 +70,11 @@ fn pooled_heads_are_means() {
     assert_eq!(pool_heads(&weight, 2, 1).data, [3.0, 5.0]);
     assert_eq!(pool_heads(&weight, 4, 2).data, [1.5, 6.5]);
 }
+
+#[test]
+#[should_panic(expected = "4 key heads cannot serve 6 heads evenly")]
+fn uneven_groups_are_refused() {
+    let mut golden = Golden::open("attention");
+    let own = std::mem::take(&mut golden.weights);
+    let _ = GroupedQueryAttention::load(own, 20, [6, 4, 8]);
+}
