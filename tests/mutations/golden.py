@@ -156,10 +156,17 @@ def bound(node: ast.stmt) -> set[str]:
 def aimed(
     mutations: list[Mutation], ran: dict[str, set[str]]
 ) -> list[Mutation]:
-    """Those that touch a vector, each with the golden tests it touches."""
+    """Those that touch a vector, each with the golden tests it touches.
+
+    One that does not apply is kept, for the runner to say so.
+    """
     found = []
     for mutation in mutations:
-        where = places(mutation)
+        try:
+            where = places(mutation)
+        except (OSError, ValueError):
+            found.append(mutation)
+            continue
         if tests := tuple(test for test in ran if where & ran[test]):
             found.append(replace(mutation, tests=tests))
     return found

@@ -96,6 +96,8 @@ def test_a_mutation_touches_the_vectors_that_run_its_lines() -> None:
         assert [test.split("[")[-1] for test in by[id]] == [name], id
     assert not {"02.pool-adds", "09.epsilon-of-another-library"} & {*by}
     assert golden.aimed(ALL, {"grpo": {"STD_EPS"}})[0].tests == ("grpo",)
+    absent = replace(SOUND, old="absent")
+    assert golden.aimed([SOUND, absent], {}) == [absent]
 
 
 def test_new_lines_are_touched_by_those_around_them() -> None:
