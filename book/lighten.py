@@ -26,6 +26,8 @@ SHARED_ID = re.compile(r' id="(?:exercise|solution)-content"')
 ICON_RULE = re.compile(r'((?:\.fa-[\w-]+:before,?)+)\{content:"\\(\w+)"\}')
 ICON_NAME = re.compile(r"\bfa-[a-z0-9-]+")
 CODE_POINT = re.compile(r'"\\([ef][0-9a-f]{3})"')
+# colours of terminals, 256 of them as letters and as ground
+ANSI_RULE = re.compile(r"^div\.highlight \.-Color[^{}]*\{[^}]*\}\n*", re.M)
 FONT = "vendor/fontawesome/webfonts/fa-solid-900"
 
 
@@ -77,6 +79,16 @@ def lighten_icons(static: Path, used: set[str]) -> None:
         unused.unlink()
 
 
+def lighten_colours(site: Path) -> None:
+    """Drop the colours of terminals if no page has any."""
+    pages = (path.read_text(encoding="utf8") for path in site.rglob("*.html"))
+    if any('class="-Color' in text for text in pages):
+        return
+    for sheet in (site / "_static").glob("mystnb.*.css"):
+        text = sheet.read_text(encoding="utf8")
+        sheet.write_text(ANSI_RULE.sub("", text), encoding="utf8")
+
+
 def lighten(app: Sphinx, error: Exception | None) -> None:
     """Do all of it when the site has been written."""
     if error or app.builder.format != "html":
@@ -85,6 +97,7 @@ def lighten(app: Sphinx, error: Exception | None) -> None:
     static = site / "_static"
     for page in site.rglob("*.html"):
         lighten_page(page)
+    lighten_colours(site)
     for name in ("fontawesome.js", "fontawesome.js.map"):
         (static / "scripts" / name).unlink(missing_ok=True)
     if (static / f"{FONT}.ttf").exists():

@@ -109,6 +109,21 @@ def test_pages_keep_what_they_need(tmp_path) -> None:
     assert "searchindex" in (tmp_path / "search.html").read_text()
 
 
+def test_colours_of_terminals_go_unless_a_page_has_one(tmp_path) -> None:
+    sheet = tmp_path / "_static" / "mystnb.1.css"
+    sheet.parent.mkdir()
+    kept = "div.cell {\n  color: red;\n}\n"
+    rule = "div.highlight .-Color[class*=-C1] {\n  color: red;\n}\n"
+    sheet.write_text(rule + kept + rule)
+    page = tmp_path / "one.html"
+    page.write_text('<span class="-Color -Color-C1">red</span>')
+    lighten.lighten_colours(tmp_path)
+    assert sheet.read_text() == rule + kept + rule
+    page.write_text("<span>plain</span>")
+    lighten.lighten_colours(tmp_path)
+    assert sheet.read_text() == kept
+
+
 def test_tabs_in_outputs_are_read_as_tabs() -> None:
     """A listing with a twin is a directive, which CommonMark would print."""
     text = (contents.ROOT / "_config.yml").read_text(encoding="utf8")
