@@ -44,10 +44,8 @@ PAINT = """() => new Promise(found => new PerformanceObserver(list => {
 IS_DARK = "() => document.documentElement.dataset.theme === 'dark'"
 PATIENCE = 120_000
 SEVERITIES = ("minor", "moderate", "serious", "critical")
-HEAD = (
-    "page                                 MB  paint ms"
-    "  light minor/moderate/serious/critical  dark   run s"
-)
+SCALE = "/".join(SEVERITIES)
+HEAD = f"{'page':44}MB  paint ms  axe light  axe dark   run s  ({SCALE})"
 
 
 def names() -> list[str]:
@@ -115,8 +113,8 @@ def main() -> int:
             seconds = run_seconds(name) if run else None
             ran = "" if seconds is None else f"{seconds:8.1f}"
             print(
-                f"{name:34}{size / 1e6:6.2f}{paint:10.0f}"
-                f"{light:>39}  {dark:8}{ran}",
+                f"{name:40}{size / 1e6:6.2f}{paint:10.0f}"
+                f"{light:>11}{dark:>10}{ran}",
                 flush=True,
             )
         browser.close()
