@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from dsarch import Config, DeepSeek
+from dsarch.fused import fuse
 from dsarch.train import schedule
 from dsarch.train.data import Batch, Corpus
-from dsarch.train.fast import fuse
 from dsarch.train.loss import Loss, evaluate, token_loss
 from dsarch.train.optim import AdamW, clip_grad_norm, weight_decay_groups
 

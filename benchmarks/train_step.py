@@ -20,9 +20,9 @@ from torch import nn
 from transformers import AutoConfig, DeepseekV3ForCausalLM
 
 from dsarch import Config, DeepSeek
+from dsarch.fused import fuse
 from dsarch.mtp import nll
 from dsarch.train import pretrain
-from dsarch.train.fast import fuse
 from dsarch.train.optim import AdamW, clip_grad_norm
 
 FIELDS = (

@@ -1,5 +1,7 @@
 """What a layer remembers of the tokens that it has seen."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,8 +84,11 @@ def _check_fits(room: dict[str, Tensor], new: dict[str, Tensor]) -> None:
     if room and new.keys() != room.keys():
         raise ValueError(f"the cache holds {sorted(room)}, not {sorted(new)}")
     for name, held in room.items():
-        found, stored = _kind(new[name]), _kind(held)
-        if found != stored:
+        if _kind(new[name]) != _kind(held):
+            found, stored = (
+                "batch {}, widths {}, {} on {}".format(*_kind(x))
+                for x in (new[name], held)
+            )
             raise ValueError(
                 f"stream {name!r} holds {stored}, cannot append {found}"
             )
@@ -94,10 +99,10 @@ def length(cache: Cache | None) -> int:
     return 0 if cache is None else len(cache)
 
 
-def _kind(x: Tensor) -> str:
+def _kind(x: Tensor) -> tuple[Any, ...]:
     """What must agree between two pieces of one stream."""
     batch, _, *widths = x.shape
-    return f"batch {batch}, widths {widths}, {x.dtype} on {x.device}"
+    return batch, widths, x.dtype, x.device
 
 
 def _check_alike(new: dict[str, Tensor]) -> None:

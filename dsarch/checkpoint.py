@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsarch import shards
 from dsarch.config import Config
+from dsarch.experts import Experts
 from dsarch.fp8.reference import weight_dequant
 from dsarch.model import DeepSeek
 from dsarch.shards import SCALE, Entry
@@ -125,13 +126,16 @@ def _fill(
     dtype = _stored_dtype(found, places) if dtype is None else dtype
     buffers = {name: x.dtype for name, x in model.named_buffers()}
     filled: dict[str, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.reserve(dtype, device)
     for name, tensor in _tensors(found, progress):
         # A copy, because the tensor may still be a window into the file.
         x = tensor.to(device, buffers.get(name, dtype), copy=True)
         _check_finite(name, x)
-        first = filled.setdefault(places[name][0], x)
-        if first is x:
-            _assign(model, places[name], x)
+        first = filled.get(places[name][0])
+        if first is None:
+            filled[places[name][0]] = _assign(model, places[name], x)
         elif not torch.equal(first, x):
             raise ValueError(f"{places[name]} are one tensor, but differ")
 
@@ -179,14 +183,18 @@ def _open(file: Path) -> Any:
         raise ValueError(f"cannot read {file}: {error}") from None
 
 
-def _assign(model: nn.Module, names: list[str], x: Tensor) -> None:
-    """Put one tensor in all its places, in exchange for what is there."""
+def _assign(model: nn.Module, names: list[str], x: Tensor) -> Tensor:
+    """Put one tensor in all its places; return it as it lies there."""
     parameter = nn.Parameter(x)
     for name in names:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
+        held = getattr(owner, key)
+        if not held.is_meta:
+            return held.detach().copy_(x)
         is_buffer = key in dict(owner.named_buffers(recurse=False))
         setattr(owner, key, x if is_buffer else parameter)
+    return x
 
 
 def _check_finite(name: str, x: Tensor) -> None:

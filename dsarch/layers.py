@@ -70,7 +70,7 @@ def masked_softmax(
     Every query must see at least one key, as a causal mask grants.
     """
     mask = mask.unflatten(0, (-1, *[1] * (score.ndim - 3)))
-    wide = widen(score).masked_fill(~mask, -math.inf)
+    wide = widen(score).where(mask, -math.inf)
     return wide.softmax(-1).type_as(score)
 
 

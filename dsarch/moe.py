@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dsarch.config import Config
 from dsarch.dispatch import dispatch_grouped
+from dsarch.experts import Experts
 from dsarch.layers import Linear, SwiGLU
 from dsarch.router import (
     Router,
@@ -43,7 +44,7 @@ class DeepSeekMoE(nn.Module):
         self.cfg = cfg
         dim, hidden = cfg.hidden_size, cfg.moe_intermediate_size
         self.gate = Router(cfg)
-        self.experts = nn.ModuleList(
+        self.experts: nn.ModuleList = Experts(
             SwiGLU(dim, hidden) for _ in range(cfg.n_routed_experts)
         )
         shared = cfg.n_shared_experts * hidden
@@ -90,9 +91,7 @@ class SparseMoE(nn.Module):
         self.k, self.kind, self.capacity_factor = k, kind, capacity_factor
         self.gate = Linear(dim, n_experts)
         self.noise = Linear(dim, n_experts) if kind == "noisy" else None
-        self.experts = nn.ModuleList(
-            SwiGLU(dim, hidden) for _ in range(n_experts)
-        )
+        self.experts = Experts(SwiGLU(dim, hidden) for _ in range(n_experts))
 
     def forward(
         self,

@@ -112,11 +112,11 @@ def rotate(
     half-split pairs are $(x_m, x_{m+r/2})$, as in Llama and in DeepSeek's
     indexer. The layout of the result is that of ``x``.
     """
-    pairs = "(p two)" if interleaved else "(two p)"
-    real, imag = rearrange(widen(x), f"... {pairs} -> two ... p", two=2)
+    sizes, axis = ((-1, 2), -1) if interleaved else ((2, -1), -2)
+    real, imag = widen(x).unflatten(-1, sizes).unbind(axis)
     phase = phase.unflatten(1, (-1, *[1] * (x.ndim - 3)))
     z = torch.complex(real, imag) * phase
-    turned = rearrange([z.real, z.imag], f"two ... p -> ... {pairs}")
+    turned = torch.stack([z.real, z.imag], axis).flatten(-2)
     return turned.type_as(x)
 
 

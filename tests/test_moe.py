@@ -9,6 +9,7 @@ from torch import nn
 from dsarch import dispatch
 from dsarch.config import Config
 from dsarch.dispatch import dispatch_grouped, dispatch_loop
+from dsarch.experts import Experts, block, by_kind, joined, plain
 from dsarch.layers import Linear, SwiGLU
 from dsarch.moe import DeepSeekMoE, SparseMoE
 from dsarch.router import Routing, drop, drop_overflow, top_k
@@ -33,6 +34,15 @@ SHAPES = [
     (1, 8, 3, 12, 5),
     (7, 6, 6, 32, 16),
     (0, 4, 2, 8, 4),
+    (700, 48, 6, 64, 32),
+    (64, 64, 6, 32, 96),
+]
+# Odd widths, and widths whose matrices are worked off as blocks.
+WIDE = [
+    (3001, 5, 2, 16, 16),
+    (1500, 16, 4, 30, 7),
+    (3001, 5, 2, 32, 32),
+    (2000, 16, 4, 64, 96),
 ]
 FORMS = {"loop": dispatch_loop, "grouped": dispatch_grouped}
 
@@ -43,7 +53,7 @@ def problem(shape, dtype=torch.float32, limit=None):
     x = torch.randn(z, d, dtype=dtype, requires_grad=True)
     skew = torch.linspace(-3, 3, e, dtype=dtype)
     logits = (torch.randn(z, e, dtype=dtype) + skew).requires_grad_()
-    experts = nn.ModuleList(SwiGLU(d, f) for _ in range(e)).to(dtype)
+    experts = Experts(SwiGLU(d, f) for _ in range(e)).to(dtype)
 
     def routing():
         chosen = top_k(logits.softmax(1), k)
@@ -112,13 +122,58 @@ def test_bits_do_not_depend_on_how_threads_cut(threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        for shape in [(3001, 5, 2, 16, 16), (1500, 16, 4, 30, 7)]:
+        for shape in WIDE:
             given = problem(shape)
             wanted = outcome(dispatch_loop, *given)
             for _ in range(3):
                 assert_same_bits(outcome(dispatch_grouped, *given), wanted)
     finally:
         torch.set_num_threads(before)
+
+
+def test_experts_lie_side_by_side_and_are_seen_as_a_block():
+    experts = problem((9, 6, 2, 64, 32))[3]
+    for change in (nn.Module.float, nn.Module.bfloat16, lambda x: x[1:4]):
+        experts = change(experts)
+        gate, up, down = by_kind(plain(experts), None)
+        for i, expert in enumerate(experts):
+            assert torch.equal(gate[i], expert.gate_proj.weight)
+            assert torch.equal(up[i], expert.up_proj.weight)
+            assert torch.equal(down[i], expert.down_proj.weight)
+        both = joined(gate, up)
+        assert torch.equal(both[:, :32], gate)
+        assert torch.equal(both[:, 32:], up)
+        assert both.data_ptr() == experts[0].gate_proj.weight.data_ptr()
+    kinds = by_kind(plain(experts.double()), None)
+    assert not any(isinstance(kind, torch.Tensor) for kind in kinds)
+
+
+def test_only_neighbours_are_a_block():
+    experts = problem((9, 6, 2, 64, 32))[3]
+    matrices = plain(experts)[:6]
+    assert block(matrices) is not None
+    assert block([matrices[i] for i in (0, 1, 3)]) is None
+    assert block([matrices[i] for i in (1, 0, 2)]) is None
+    assert block([matrices[i] for i in (0, 2, 4)]) is not None
+    assert block([matrices[0], matrices[0]]) is None
+    assert block([x.clone() for x in matrices]) is None
+    assert block([x.t() for x in matrices]) is None
+    gate, up, _ = by_kind(plain(experts), None)
+    assert joined(up, gate) is None
+    assert joined(gate, up.clone()) is None
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[6]], ids=str)
+def test_replaced_parameters_are_followed(shape):
+    """Whoever exchanges a matrix leaves the block, and nobody notices."""
+    given = problem(shape)
+    linear = given[3][1].up_proj
+    linear.weight = nn.Parameter(linear.weight.detach() * 2)
+    assert block(plain(given[3])) is None
+    wanted = outcome(dispatch_loop, *given)
+    assert_same_bits(outcome(dispatch_grouped, *given), wanted)
+    given[3].pack()
+    assert_same_bits(outcome(dispatch_grouped, *given), wanted)
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)

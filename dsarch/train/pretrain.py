@@ -10,10 +10,10 @@ import torch
 
 from dsarch.checkpoint import save_checkpoint
 from dsarch.config import Config
+from dsarch.fused import fuse
 from dsarch.model import DeepSeek
 from dsarch.train import schedule
 from dsarch.train.data import Corpus
-from dsarch.train.fast import fuse
 from dsarch.train.loop import Plan, Trainer
 from dsarch.train.loss import evaluate
 from dsarch.train.monitor import read_metrics

@@ -66,6 +66,24 @@ MUTATIONS = [
         tests=(FORMS,),
     ),
     Mutation(
+        id="03.step-scales-half-of-the-score",
+        file="dsarch/fused.py",
+        old="(scale * x.squeeze(1) for x in (q, q_rope))",
+        new="(scale * q.squeeze(1), q_rope.squeeze(1))",
+        story="Only where models are decoded fused, the rotary part weighs "
+        "ten times too much.",
+        tests=("tests/test_fused.py::test_a_decoded_token_takes_one_step",),
+    ),
+    Mutation(
+        id="03.middle-key-counted-twice",
+        file="dsarch/fused.py",
+        old="right[:, 2 * half - s :]",
+        new="right[:, : s - half]",
+        story="Behind an odd number of tokens, half of the keys answer for "
+        "their neighbours.",
+        tests=("tests/test_fused.py::test_keys_are_read_in_two_pieces",),
+    ),
+    Mutation(
         id="03.expanded-without-rotary",
         file="dsarch/mla.py",
         old='score = einsum("bthn,bshn->bhts", q, k)\n'

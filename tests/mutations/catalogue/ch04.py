@@ -18,8 +18,8 @@ MUTATIONS = [
     Mutation(
         id="04.turned-back-in-another-layout",
         file="dsarch/rope.py",
-        old='f"two ... p -> ... {pairs}"',
-        new='"two ... p -> ... (two p)"',
+        old="torch.stack([z.real, z.imag], axis).flatten(-2)",
+        new="torch.cat([z.real, z.imag], -1)",
         story="Scores are right, because query and key are shuffled alike, "
         "but a cached key differs from the official one.",
         tests=("tests/test_rope.py::test_pairs_turn_by_two_by_two_matrices",),

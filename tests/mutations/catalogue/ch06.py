@@ -224,4 +224,33 @@ MUTATIONS = [
         "loop and grouped training have parted.",
         tests=(SAME_BITS,),
     ),
+    Mutation(
+        id="06.block-of-any-matrices",
+        file="dsarch/experts.py",
+        old="    if places != list(range(start, last + 1, step)):\n"
+        "        return None\n",
+        new="",
+        story="After one expert was exchanged, its neighbours' weights are "
+        "read in its place.",
+        tests=("tests/test_moe.py::test_only_neighbours_are_a_block",),
+    ),
+    Mutation(
+        id="06.idle-experts-get-gradients",
+        file="dsarch/experts.py",
+        old="return [grad if count else None for grad, count in pairs]",
+        new="return [grad for grad, count in pairs]",
+        story="An expert that saw no token is moved by what lay in memory.",
+        tests=(SAME_BITS,),
+    ),
+    Mutation(
+        id="06.vectors-cut-in-half",
+        file="dsarch/experts.py",
+        old="return x.size(1) % (32 * pieces) == 0",
+        new="return x.size(1) % 32 == 0",
+        story="With one thread loop and groups agree to the bit, with two "
+        "they do not.",
+        tests=(
+            "tests/test_moe.py::test_bits_do_not_depend_on_how_threads_cut",
+        ),
+    ),
 ]
