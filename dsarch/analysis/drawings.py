@@ -89,7 +89,8 @@ def head_sharing(heads: int, kv_heads: int) -> Figure:
 
 def _sharing_alt(heads: int, kv_heads: int) -> str:
     share = heads // kv_heads
-    what = f"{heads} query heads above {kv_heads} key-value heads: "
+    s = "" if kv_heads == 1 else "s"
+    what = f"{heads} query heads above {kv_heads} key-value head{s}: "
     if share == 1:
         return what + "each has its own."
     if kv_heads == 1:

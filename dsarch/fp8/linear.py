@@ -181,7 +181,7 @@ def convert(
     ``"gate"`` keeps the router and still converts ``gate_proj``. Parameters
     are shared, so a checkpoint and an optimizer do not notice. The input of
     ``o_proj``, the linear after attention, is kept for the weight gradient
-    in E5M6, because it would otherwise be rounded twice to three bits.
+    in E5M6, because attention's own backward pass uses it as well.
     """
     made: dict[nn.Linear, FP8Linear] = {}
     for name, layer in list(model.named_modules(remove_duplicate=False)):

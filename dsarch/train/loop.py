@@ -154,7 +154,8 @@ def gradients(trainer: Trainer) -> tuple[dict[str, float], Counts]:
 
     Each sum of losses is divided by the tokens of the whole step. Averaging
     the micro-batches' means instead weighs tokens by how few stand beside
-    them. Frameworks average gradients over ranks, hence the factor.
+    them. Frameworks average gradients over ranks, hence a factor
+    in :func:`micro_step`.
     """
     batches = [draw(trainer) for _ in range(trainer.plan.accumulation)]
     count = sum(batch.counted[:, 1:].sum() for batch in batches)

@@ -129,8 +129,8 @@ def muon_scale(rows: int, columns: int, adjust: str | None) -> float:
 def muon_groups(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Split the weights: hidden matrices for Muon, the rest for AdamW.
 
-    Embedding and head are matrices too, but their rows are looked up one by
-    one; they stay with AdamW.
+    Embedding and head are matrices too, but each of their rows is about one
+    token; they stay with AdamW.
     """
     hidden: list[Tensor] = []
     rest: list[Tensor] = []

@@ -99,7 +99,7 @@ def test_the_expert_table() -> None:
 def test_the_notation_agrees_with_the_configurations() -> None:
     table = rows("notation.md", "## Letters of shapes")
     letters = [name.strip("`") for name in table]
-    assert letters == list("btszwdhgnrpvcimekf")
+    assert letters == list("btszwdhgqnrpvcimekf")
     for _, field, value in table.values():
         if not (field and value):
             continue

@@ -92,24 +92,24 @@ ROUTING = {
     ),
     "bias": Words(
         "The bias, for the choice only",
-        r"s'_i = s_i + b_i",
+        r"\tilde s_i = s_i + b_i",
         "Training raised the bias of experts that had too little to do and "
         "lowered it where there was too much.",
     ),
     "groups": Words(
         "What a group is worth",
-        r"w_g = \text{sum of the two largest } s'_i,\; i \in g",
+        r"w_g = \text{sum of the two largest } \tilde s_i,\; i \in g",
         "The two best of each group speak for it.",
     ),
     "closed": Words(
         "The other groups close",
-        r"s'_i \leftarrow -\infty \;\text{ in a closed group}",
+        r"\tilde s_i \leftarrow -\infty \;\text{ in a closed group}",
         "On a cluster a group lives on one machine, so that a token travels "
         "to few machines.",
     ),
     "chosen": Words(
         "The best of what is left",
-        r"\mathcal K = \mathrm{TopK}_i(s'_i)",
+        r"\mathcal K = \mathrm{TopK}_i(\tilde s_i)",
         "Only the identity of the experts is taken from here. The biased "
         "scores are not used again.",
     ),

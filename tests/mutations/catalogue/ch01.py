@@ -19,10 +19,10 @@ MUTATIONS = [
     Mutation(
         id="01.mask-after-softmax",
         file="dsarch/layers.py",
-        old="wide = widen(score).masked_fill(~mask, -math.inf)\n"
+        old="wide = widen(score).where(mask, -math.inf)\n"
         "    return wide.softmax(-1).type_as(score)",
         new="wide = widen(score).softmax(-1)\n"
-        "    return wide.masked_fill(~mask, 0).type_as(score)",
+        "    return wide.where(mask, 0).type_as(score)",
         story="The first tokens of a text are attended to too weakly: their "
         "weights do not sum to one.",
         tests=(SDPA,),
@@ -66,8 +66,8 @@ MUTATIONS = [
     Mutation(
         id="01.softmax-narrows",
         file="dsarch/layers.py",
-        old="wide = widen(score).masked_fill",
-        new="wide = score.float().masked_fill",
+        old="wide = widen(score).where",
+        new="wide = score.float().where",
         story="A test in double precision agrees only to seven digits.",
         tests=(
             "tests/test_attention.py"
