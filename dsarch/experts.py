@@ -47,6 +47,10 @@ class Experts(nn.ModuleList):
         for linear, place in zip(linears, room, strict=True):
             linear.weight = nn.Parameter(place)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.pack()  # a deep copy took the matrices one by one
+
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> Any:

@@ -1,6 +1,7 @@
 """The two mixture layers, and loop against grouped dispatch to the bit."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -133,7 +134,8 @@ def test_bits_do_not_depend_on_how_threads_cut(threads):
 
 def test_experts_lie_side_by_side_and_are_seen_as_a_block():
     experts = problem((9, 6, 2, 64, 32))[3]
-    for change in (nn.Module.float, nn.Module.bfloat16, lambda x: x[1:4]):
+    changes = nn.Module.float, deepcopy, nn.Module.bfloat16, lambda x: x[1:4]
+    for change in changes:
         experts = change(experts)
         gate, up, down = by_kind(plain(experts), None)
         for i, expert in enumerate(experts):
