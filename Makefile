@@ -18,7 +18,7 @@ help:  ## list these commands
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 # torch first and alone, so that a build of it that is there already is kept
-$(READY): requirements.txt constraints.txt
+$(READY): requirements.txt constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, found $$($(PYTHON) -V)."; \
 	    echo "Name another one: make PYTHON=python3.12"; exit 1; }
@@ -27,6 +27,9 @@ $(READY): requirements.txt constraints.txt
 	  "$$(grep '^torch==' requirements.txt)"
 	$(RUN) -m pip install -q -r requirements.txt
 	$(RUN) -m pip install -q --no-deps --no-build-isolation -e .
+	@# JupyterLab would ask whether it may fetch news from another host
+	$(BIN)/jupyter labextension disable --level=sys_prefix \
+	  @jupyterlab/apputils-extension:announcements 2>/dev/null
 	@touch $@
 
 book: $(READY)  ## build the site from the stored outputs
@@ -41,7 +44,7 @@ lint: $(READY)  ## style and types
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(if $(CHAPTERS),$(BIN)/jupyter trust $(CHAPTERS))
-	$(BIN)/jupyter lab --LabApp.news_url=None --ServerApp.root_dir=. \
+	$(BIN)/jupyter lab --ServerApp.root_dir=. \
 	  --LabApp.default_url=/lab/tree/chapters
 
 notebooks: $(READY)  ## run all chapters in place; a second run changes nothing

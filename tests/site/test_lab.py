@@ -57,7 +57,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "ServerApp.allow_root": True,
         "IdentityProvider.token": "",
         "LabApp.expose_app_in_browser": True,
-        "LabApp.news_url": "None",
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     homes = dict.fromkeys(("JUPYTER_CONFIG_DIR", "IPYTHONDIR"), home)
@@ -109,8 +108,10 @@ def test_run_all(browser: Browser, lab: str, number: int) -> None:
         page.evaluate(START)
         cells = finished(page)
         shown = raw_directives(page)
+        asked = page.locator(".Toastify__toast").all_inner_texts()
     finally:
         page.close()
     errors = [error for cell in cells for error in cell["errors"]]
     assert not errors, errors
     assert not shown, shown
+    assert not asked, asked
