@@ -1,7 +1,7 @@
 """Would the newest transformers still agree? Reports; changes nothing.
 
 The pins prove the book against one version. This command installs the newest
-one beside the environment, in ``build/canary``, and runs the parity tests
+one beside the environment, in ``_build/canary``, and runs the parity tests
 with it, so that a difference is known before anyone meets it.
 """
 
@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from book.contents import ROOT
 
-FOLDER = ROOT / "build" / "canary"
+FOLDER = ROOT / "_build" / "canary"
 PACKAGE = "transformers"
 
 
