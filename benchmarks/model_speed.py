@@ -59,7 +59,7 @@ def models() -> tuple[torch.nn.Module, DeepSeek]:
     return theirs, ours
 
 
-def seconds(call: Callable[[], object], row: int) -> tuple[float, float]:
+def seconds(call: Callable[[], object], row: int = 1) -> tuple[float, float]:
     """Time on the clock and of the processor for one of so many in a row."""
     start = time.perf_counter(), time.process_time()
     for _ in range(row):

@@ -11,7 +11,6 @@ complete step: with MTP, balance loss, Muon, data and measurements.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, DeepseekV3ForCausalLM
 
+from benchmarks.model_speed import seconds
 from dsarch import Config, DeepSeek
 from dsarch.fused import fuse
 from dsarch.mtp import nll
@@ -74,13 +74,6 @@ def complete(rows: int, length: int) -> Callable[[torch.Tensor], None]:
     data = pretrain.corpus(0, rows, length)
     run = pretrain.trainer(pretrain.plan(10**6), data=data)
     return lambda tokens: run.train_step()
-
-
-def seconds(call: Callable[[], object]) -> tuple[float, float]:
-    """Time on the clock and time of the processor."""
-    start = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def compare(

@@ -190,8 +190,11 @@ def _assign(model: nn.Module, names: list[str], x: Tensor) -> Tensor:
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
         held = getattr(owner, key)
+        if held is parameter:
+            continue  # a module that stands in two places
         if not held.is_meta:
-            return held.detach().copy_(x)
+            x = held.detach().copy_(x)
+            continue
         is_buffer = key in dict(owner.named_buffers(recurse=False))
         setattr(owner, key, x if is_buffer else parameter)
     return x

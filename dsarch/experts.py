@@ -106,10 +106,10 @@ def by_kind(
     kinds, first = thirds(matrices), matrices[0]
     if backend == "mm" or first.dtype == torch.float64:
         return [*kinds]
-    blocks = [block(kind) for kind in kinds]
-    found = [x for x in blocks if x is not None]
-    if len(found) == 3 and all(n % 32 == 0 for n in first.shape):
-        return [*found]
+    if all(n % 32 == 0 for n in first.shape):
+        found = [x for x in map(block, kinds) if x is not None]
+        if len(found) == len(kinds):
+            return [*found]
     suits = first.is_cuda and first.dtype == torch.bfloat16
     if backend is None and not suits:
         return [*kinds]

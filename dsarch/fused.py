@@ -60,10 +60,10 @@ def row(
     Torch's product of one row and a matrix keeps a single core busy. A batch
     of products does not, so every thread gets a piece of the matrix.
     """
-    f, d = weight.shape
+    f = len(weight)
     pieces = math.gcd(f, torch.get_num_threads())
     cut = weight.unfold(0, f // pieces, f // pieces)
-    y = torch.bmm(x.expand(pieces, 1, d), cut)
+    y = torch.bmm(x.reshape(1, 1, -1).expand(pieces, -1, -1), cut)
     return y.view(*x.shape[:-1], f)
 
 
@@ -91,13 +91,12 @@ def _attend(
     mask: Bool[Tensor, "b t s"],
     cache: Cache | None = None,
 ) -> Float[Tensor, "b t d"]:
-    one = x.size(1) == 1 and not torch.is_grad_enabled()
-    if length(cache) and not (one and absorbs(mla.cfg, *mask.shape[1:])):
+    past, one = length(cache), x.size(1) == 1 and not torch.is_grad_enabled()
+    if past and not (one and absorbs(mla.cfg, *mask.shape[1:])):
         return plain(x, phase, mask, cache)
-    expect_chunk(x, mask, length(cache), mla.cfg.hidden_size)
+    expect_chunk(x, mask, past, mla.cfg.hidden_size)
     q, q_rope, _ = mla.queries(x, phase)
     c, k_rope = mla.memories(x, phase)
-    past = length(cache)
     if cache is not None:
         c, k_rope = cache.extend(latent=c, k_rope=k_rope)
     if past:

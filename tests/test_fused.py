@@ -1,5 +1,7 @@
 """Fused attention is the attention of the text, with its gradients."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -120,6 +122,15 @@ def test_a_row_is_cut_between_threads(threads, shape):
             close(row(x, weight), torch.nn.functional.linear(x, weight))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("width", (1, 5))
+def test_a_row_of_another_width_is_refused(width):
+    """By the product, too: only tests check annotations."""
+    bare = inspect.unwrap(row)
+    assert bare(torch.ones(1, 6), torch.ones(8, 6)).eq(6).all()
+    with pytest.raises(RuntimeError, match="size"):
+        bare(torch.ones(1, width), torch.ones(8, 6))
 
 
 def test_rows_are_only_products_without_gradients(monkeypatch):
